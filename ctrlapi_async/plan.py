@@ -1,0 +1,834 @@
+"""The bulk stop as a plan: which request goes next, and what each answer changes. Pure.
+
+Two rules govern it. A task is stopped only if Running is the last that was heard of it. And a
+stop whose reply was lost is neither repeated nor reported before TaskStatus was asked about it.
+
+| work | asks | of | and then |
+| --- | --- | --- | --- |
+| CHECK | TaskStatus | tasks nobody asked about yet, or that were pending | Running ones are pooled |
+| STOP | TaskStop | Running tasks, a chunk at a time | outcome; lost replies: SETTLE |
+| SETTLE | TaskStatus | tasks whose stop has an unknown fate | outcome, or STOP again |
+| CONFIRM | TaskStatus | tasks that were stopped | outcome, or CONFIRM later |
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from enum import Enum
+from itertools import compress
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from attrs import define, evolve, field
+
+from ctrlapi_async import wire
+from ctrlapi_async.errors import (
+    CertificateError,
+    CtrlApiError,
+    HtmlReplyError,
+    HttpError,
+    MethodError,
+    ProjectNotFoundError,
+    ReplyError,
+    RequestError,
+    TasksDeniedError,
+    UndefinedMethodError,
+    UserUnavailableError,
+)
+from ctrlapi_async.models import ALL_ACTIVE, AllActive, StopResult, TaskStatus, parse_status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ctrlapi_async.ledger import Ledger
+
+MAX_CALLS: Final = 1000
+"""Method calls a request at most: some 100 kB of JSON around their ids."""
+
+
+class Work(Enum):
+    """What a job is for."""
+
+    CHECK = wire.TASK_STATUS, "check"
+    STOP = wire.TASK_STOP, "stop"
+    SETTLE = wire.TASK_STATUS, "settle"
+    CONFIRM = wire.TASK_STATUS, "confirm"
+
+    @property
+    def method(self) -> str:
+        """The API's method that does it."""
+        return self.value[0]
+
+
+TaskIds = list[int] | AllActive
+
+
+class Call(NamedTuple):
+    """One method call of a request: tasks of one project."""
+
+    project_id: int
+    task_ids: TaskIds
+
+
+@define(eq=False)
+class Job:
+    """What one request does.
+
+    Args:
+        work: What it is for.
+        calls: Its method calls, one a project.
+        attempt: The number of its latest attempt.
+        stops: How often a stop was sent for its tasks, if one was lost.
+        fresh: Whether nothing was heard of its tasks yet but what put them here.
+        lost: Why the fate of an earlier stop of its tasks is not known, if one was sent.
+    """
+
+    work: Work
+    calls: list[Call]
+    attempt: int = 1
+    stops: int = 0
+    fresh: bool = True
+    lost: CtrlApiError | None = None
+
+    @property
+    def size(self) -> int:
+        """How many task ids it carries; `"*"` is one."""
+        return sum(map(_size, self.calls))
+
+
+class Repeat(NamedTuple):
+    """A job to be done again after a pause, and why."""
+
+    job: Job
+    error: CtrlApiError
+
+
+class Pool:
+    """Tasks that wait for a request, project by project, first come, first served."""
+
+    def __init__(self) -> None:
+        self._parts: deque[tuple[int, list[int]]] = deque()
+        self._start = 0
+        self.size = 0
+
+    def add(self, project_id: int, task_ids: list[int]) -> None:
+        """Put tasks at the end."""
+        if task_ids:
+            self._parts.append((project_id, task_ids))
+            self.size += len(task_ids)
+
+    def take(self, limit: int) -> list[Call]:
+        """Take tasks from the front: `limit` of them, or fewer of very many projects."""
+        calls: dict[int, list[int]] = {}
+        room = limit
+        while room and self._parts and len(calls) < MAX_CALLS:
+            project_id, task_ids = self._parts[0]
+            piece = task_ids[self._start : self._start + room]
+            if project_id in calls:
+                calls[project_id] += piece
+            else:
+                calls[project_id] = piece
+            room -= len(piece)
+            self._start += len(piece)
+            if self._start == len(task_ids):
+                self._parts.popleft()
+                self._start = 0
+        self.size -= limit - room
+        return [Call(*call) for call in calls.items()]
+
+    def take_all(self, limit: int) -> list[list[Call]]:
+        """Take everything, in portions of `limit` tasks."""
+        portions = []
+        while self.size:
+            portions.append(self.take(limit))
+        return portions
+
+    def withdraw(self, project_id: int) -> list[int]:
+        """Take the tasks of one project out."""
+        kept = Pool()
+        found: list[int] = []
+        for calls in self.take_all(max(self.size, 1)):
+            for call in calls:
+                if call.project_id == project_id:
+                    found += _listed(call.task_ids)
+                else:
+                    kept.add(call.project_id, _listed(call.task_ids))
+        self.__dict__.update(kept.__dict__)
+        return found
+
+
+class StatusCodes(dict[str | None, int]):
+    """The number of the verdict for each status that a check of one project may find."""
+
+    def __init__(self, plan: StopPlan, project_id: int) -> None:
+        super().__init__()
+        self._plan = plan
+        self._project_id = project_id
+
+    def __missing__(self, text: str | None) -> int:
+        if text is None:
+            raise KeyError(text)
+        self[text] = code = self._plan.status_code(self._project_id, text)
+        return code
+
+
+class StopPlan:
+    """Decides what to ask next, and books what is answered into a ledger.
+
+    Whoever drives it feeds it tasks, takes jobs with `pick`, reports each with `launch` and then
+    `answered` or `failed`, brings back the jobs that these two give it after a pause, or drops
+    them with `give_up`, and ends it with `close`.
+
+    Args:
+        ledger: Where verdicts are booked.
+        first: CHECK, or STOP for tasks that are to be stopped unchecked.
+        dry_run: Whether to find Running tasks and leave them alone.
+        watch: Whether pending tasks are to be checked again (`recheck`).
+        confirm: Whether stopped tasks are to be followed (`follow`).
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        first: Work = Work.CHECK,
+        dry_run: bool = False,
+        watch: bool = False,
+        confirm: bool = False,
+    ) -> None:
+        self.errors: list[Exception] = []
+        self.doom: CtrlApiError | None = None
+        self.source_open = True
+        self._ledger = ledger
+        self.chunk = 1
+        """Task ids a request at most; whoever drives the plan sets it before the first `pick`."""
+        self._first = first
+        self._dry_run = dry_run
+        self._watch = watch
+        self._confirm = confirm
+        self._fed = Pool()
+        self._running = Pool()
+        self._pending = Pool()
+        self._stopped = Pool()
+        self._ready: deque[Job] = deque()
+        self._flying: set[Job] = set()
+        self._checking = 0
+        # Jobs over tasks for which a stop of unknown fate was sent, wherever they are.
+        self._lost: set[Job] = set()
+        self._projects: set[int] = set()
+        self._dead_projects: dict[int, MethodError] = {}
+        self._codes: dict[int, StatusCodes] = {}
+
+    # --- tasks in -----------------------------------------------------------------------------
+
+    def feed(self, project_id: int, task_ids: list[int]) -> None:
+        """Ask for tasks; those asked for before are passed over."""
+        self._projects.add(project_id)
+        code = self._code(project_id, StopResult.NOT_SENT, final=False)
+        fresh = self._ledger.admit(task_ids, code)
+        if error := self._dead_projects.get(project_id):
+            self._fail(Call(project_id, fresh), error)
+        else:
+            self._fed.add(project_id, fresh)
+
+    def feed_all_active(self, project_id: int) -> None:
+        """Ask for whatever the server calls active in a project."""
+        self._projects.add(project_id)
+        self._ready.append(Job(Work.CHECK, [Call(project_id, ALL_ACTIVE)]))
+
+    # --- jobs out -----------------------------------------------------------------------------
+
+    def pick(self, ceiling: int | None = None) -> Job | None:
+        """Take the job that goes next, or None.
+
+        Full stops go before all else, the last, partial stop when nothing is left to check.
+
+        Args:
+            ceiling: Task ids a request that the server is known to take.
+        """
+        limit = min(self.chunk, ceiling or self.chunk)
+        if self.doom:
+            return None
+        if self._running.size >= limit:
+            return Job(Work.STOP, self._running.take(limit))
+        if self._ready:
+            while (job := self._ready.popleft()).size > limit:
+                self._lost.discard(job)
+                self._ready.extendleft(map(self._keep_lost, _halves(job)))
+            return job
+        if self._fed.size >= limit or (self._fed.size and not self.source_open):
+            return Job(self._first, self._fed.take(limit))
+        if self._tail:
+            return Job(Work.STOP, self._running.take(limit))
+        return None
+
+    def pickable(self, ceiling: int | None = None) -> int:
+        """Count the jobs that `pick` could give now."""
+        if self.doom:
+            return 0
+        limit = min(self.chunk, ceiling or self.chunk)
+        fed, rest = divmod(self._fed.size, limit)
+        return (
+            self._running.size // limit
+            + len(self._ready)
+            + fed
+            + (rest > 0 and not self.source_open)
+            + self._tail
+        )
+
+    @property
+    def _tail(self) -> bool:
+        """Whether the Running tasks that make no full chunk are all that is left."""
+        return bool(
+            self._running.size and not (self._checking or self._fed.size or self.source_open)
+        )
+
+    def flush(self) -> None:
+        """Make jobs of what is too little for a full chunk, while more may yet be fed."""
+        portions = self._fed.take_all(self.chunk)
+        self._ready.extend(Job(self._first, calls) for calls in portions)
+        if not (portions or self._checking):
+            self._ready.extend(Job(Work.STOP, c) for c in self._running.take_all(self.chunk))
+
+    @property
+    def partial(self) -> bool:
+        """Whether there is something that `flush` could send."""
+        return bool(self._fed.size or (self._running.size and not self._checking))
+
+    def recheck(self) -> None:
+        """Check the pending tasks again."""
+        self._ready.extend(
+            Job(Work.CHECK, calls, fresh=False) for calls in self._pending.take_all(self.chunk)
+        )
+
+    def follow(self) -> None:
+        """Ask what became of the tasks that were stopped."""
+        self._ready.extend(
+            Job(Work.CONFIRM, calls, fresh=False) for calls in self._stopped.take_all(self.chunk)
+        )
+
+    def stop_rechecking(self) -> None:
+        """Leave the pending tasks as they are: not running."""
+        self._watch = False
+        self._codes.clear()
+        for calls in self._pending.take_all(self.chunk):
+            for call in calls:
+                self._finish(call)
+
+    def stop_following(self) -> None:
+        """Leave the stopped tasks with the status they were last seen with."""
+        self._confirm = False
+        for calls in self._stopped.take_all(self.chunk):
+            for call in calls:
+                self._finish(call)
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether pending tasks wait for `recheck`."""
+        return self._pending.size > 0
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether stopped tasks wait for `follow`."""
+        return self._stopped.size > 0
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop may yet be sent, or its answer come."""
+        return bool(
+            self.source_open
+            or self._fed.size
+            or self._running.size
+            or self._pending.size
+            or any(job.work is not Work.CONFIRM for job in (*self._ready, *self._flying))
+        )
+
+    @property
+    def backlog(self) -> int:
+        """How many tasks wait for a request."""
+        return self._fed.size + self._running.size + sum(job.size for job in self._ready)
+
+    def recall(self, job: Job) -> bool:
+        """Tell whether a job that paused is still to be done; what died meanwhile is booked."""
+        if self.doom is not None:
+            return False
+        dead = [call for call in job.calls if call.project_id in self._dead_projects]
+        for call in dead:
+            self._give_up_call(job, call, self._dead_projects[call.project_id])
+        if dead:
+            job.calls = [call for call in job.calls if call not in dead]
+        if not job.calls:
+            self._lost.discard(job)
+        return bool(job.calls)
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def launch(self, job: Job) -> None:
+        """Note that a job's request is about to be sent."""
+        self._flying.add(job)
+        self._checking += job.work is Work.CHECK
+
+    def answered(
+        self, job: Job, answers: Sequence[wire.Answer[list[wire.Row]] | CtrlApiError]
+    ) -> list[Repeat]:
+        """Book what the server answered to each call of a job; give what is to be repeated."""
+        self._land(job)
+        repeats: list[Repeat] = []
+        for call, answer in zip(job.calls, answers, strict=True):
+            if isinstance(answer, wire.Answer):
+                try:
+                    repeats += _BOOK[job.work](self, job, call, answer)
+                    continue
+                except ReplyError as error:
+                    answer = error
+            repeats += self._refuse(evolve(job, calls=[call]), answer)
+        return repeats
+
+    def failed(self, job: Job, error: CtrlApiError) -> list[Repeat]:
+        """Book that a job's request as a whole met an error; give what is to be repeated."""
+        self._land(job)
+        return self._refuse(job, error)
+
+    def give_up(self, job: Job, error: CtrlApiError) -> None:
+        """Book that a job is not repeated any more."""
+        self._lost.discard(job)
+        for call in job.calls:
+            self._give_up_call(job, call, error)
+
+    def close(self, words: str) -> None:
+        """Give every task its last verdict.
+
+        Args:
+            words: Why no more is asked, unless a server's answer doomed the run.
+        """
+        words = _words(self.doom) if self.doom else words
+        for job in self._doubtful():
+            for call in job.calls:
+                self._unconfirm(call, _words(job.lost) if job.lost else words)
+        self._lost.clear()
+        self._flying.clear()
+        self._ledger.reword(
+            lambda verdict: (
+                evolve(verdict, error=words) if verdict.result is StopResult.NOT_SENT else verdict
+            )
+        )
+
+    def unconfirmed(self) -> dict[int, int]:
+        """Give the verdict, for now, of each task whose stop is under way."""
+        return {
+            task_id: self._code(call.project_id, StopResult.UNCONFIRMED, self._seen)
+            for job in self._doubtful()
+            for call in job.calls
+            for task_id in _listed(call.task_ids)
+        }
+
+    def unconfirmed_count(self) -> int:
+        """Count the tasks whose stop is under way."""
+        return sum(job.size for job in self._doubtful())
+
+    def note(self, error: Exception) -> None:
+        """Keep an error for the end, once if the same comes again and again."""
+        if all((type(error), str(error)) != (type(known), str(known)) for known in self.errors):
+            self.errors.append(error)
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _doubtful(self) -> set[Job]:
+        return self._lost | {job for job in self._flying if job.work is Work.STOP}
+
+    def _land(self, job: Job) -> None:
+        self._flying.discard(job)
+        self._lost.discard(job)
+        self._checking -= job.work is Work.CHECK
+
+    def _keep_lost(self, job: Job) -> Job:
+        """Keep count of a job that carries stops of unknown fate."""
+        if job.lost is not None:
+            self._lost.add(job)
+        return job
+
+    def _queue(self, job: Job) -> None:
+        self._ready.append(self._keep_lost(job))
+
+    def _repeat(self, job: Job, error: CtrlApiError) -> list[Repeat]:
+        return [Repeat(self._keep_lost(job), error)]
+
+    @property
+    def _seen(self) -> TaskStatus | None:
+        """The status of a task whose stop is sent."""
+        return TaskStatus.RUNNING if self._first is Work.CHECK else None
+
+    def _code(
+        self,
+        project_id: int,
+        result: StopResult,
+        status: TaskStatus | str | None = None,
+        error: str | None = None,
+        *,
+        final: bool = True,
+    ) -> int:
+        return self._ledger.code(project_id, result, status, error, final=final)
+
+    def _running_code(self, project_id: int) -> int:
+        return self._code(project_id, StopResult.NOT_SENT, self._seen, final=False)
+
+    def status_code(self, project_id: int, text: str) -> int:
+        """Give the verdict of a task that a check found with this status."""
+        status = parse_status(text)
+        if status is not TaskStatus.RUNNING:
+            pending = self._watch and isinstance(status, TaskStatus) and status.pending
+            return self._code(project_id, StopResult.NOT_RUNNING, status, final=not pending)
+        if self._dry_run:
+            return self._code(project_id, StopResult.WOULD_STOP, status)
+        return self._running_code(project_id)
+
+    def _codes_of(self, project_id: int) -> StatusCodes:
+        codes = self._codes.get(project_id)
+        if codes is None:
+            codes = self._codes[project_id] = StatusCodes(self, project_id)
+        return codes
+
+    def _book_check(
+        self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]
+    ) -> list[Repeat]:
+        project_id, asked = call.project_id, _listed(call.task_ids)
+        if call.task_ids is ALL_ACTIVE:
+            asked = list(_by_task(answer, None))
+            asked = self._ledger.admit(asked, self._unasked_code(project_id))
+        codes = self._codes_in_order(project_id, asked, answer)
+        self._ledger.move(asked, codes, self._unasked_code(project_id) if job.fresh else None)
+        running = _select(asked, codes, self._running_code(project_id))
+        if error := self._dead_projects.get(project_id):
+            self._fail(Call(project_id, running), error)
+        elif not self._dry_run:
+            self._running.add(project_id, running)
+        if self._watch:
+            for status in (TaskStatus.SCHEDULED, TaskStatus.EXPLORE):
+                code = self._codes_of(project_id)[status]
+                self._pending.add(project_id, _select(asked, codes, code))
+        return []
+
+    def _codes_in_order(
+        self, project_id: int, asked: list[int], answer: wire.Answer[list[wire.Row]]
+    ) -> list[int]:
+        """Give the verdict of each task that was asked for."""
+        status_codes = self._codes_of(project_id)
+        if [row.task_id for row in answer.result] == asked:
+            with suppress(KeyError):  # a row without a status: told apart below
+                return [status_codes[row.status] for row in answer.result]
+        found = _by_task(answer, asked)
+        return [
+            self._missing_code(project_id, row, answer.words)
+            if (row := found.get(task_id)) is None or row.status is None
+            else status_codes[row.status]
+            for task_id in asked
+        ]
+
+    def _missing_code(self, project_id: int, row: wire.Row | None, words: str | None) -> int:
+        """Give the verdict of a task for which a check brought no status."""
+        error = row.error if row is not None else words or "the reply holds no row for it"
+        return self._code(project_id, StopResult.NOT_FOUND, None, error)
+
+    def _book_stop(self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]) -> list[Repeat]:
+        project_id, asked = call.project_id, _listed(call.task_ids)
+        was = self._running_code(project_id) if job.lost is None else None
+        if [row.task_id for row in answer.result] == asked and all(
+            row.status == wire.STOP_SENT and row.error is None for row in answer.result
+        ):
+            self._sent(project_id, asked, was)
+            return []
+        sent: list[int] = []
+        unclear: list[int] = []
+        found = _by_stopped_task(answer, asked)
+        for task_id in asked:
+            row = found.get(task_id)
+            if row is not None and row.error is None and row.status == wire.STOP_SENT:
+                sent.append(task_id)
+            elif row is not None and row.error is not None and job.lost is None:
+                code = self._code(project_id, StopResult.UNAVAILABLE, self._seen, row.error)
+                self._ledger.move_all([task_id], code, was)
+            else:
+                # Without a word of it; or unavailable, perhaps because the stop before this
+                # one, whose reply was lost, did its work.
+                unclear.append(task_id)
+        self._sent(project_id, sent, was)
+        if unclear:
+            lost = job.lost or ReplyError(
+                f"no word of task {unclear[0]} in the reply to TaskStop", answer.where
+            )
+            self._settle(evolve(job, calls=[Call(project_id, unclear)]), lost)
+        return []
+
+    def _sent(self, project_id: int, task_ids: list[int], was: int | None) -> None:
+        if task_ids:
+            code = self._code(project_id, StopResult.STOP_SENT, self._seen, final=not self._confirm)
+            self._ledger.move_all(task_ids, code, was)
+            if self._confirm:
+                self._stopped.add(project_id, task_ids)
+
+    def _settle(self, job: Job, error: CtrlApiError) -> None:
+        """Ask what became of the tasks of a stop whose reply was lost."""
+        self._queue(evolve(job, work=Work.SETTLE, attempt=1, stops=job.attempt, lost=error))
+
+    def _book_settle(
+        self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]
+    ) -> list[Repeat]:
+        project_id, asked = call.project_id, _listed(call.task_ids)
+        found = _by_task(answer, asked)
+        again: list[int] = []
+        for task_id in asked:
+            row = found.get(task_id)
+            status = parse_status(row.status) if row is not None else None
+            if status is None:
+                words = (row.error if row is not None else answer.words) or "no row for it"
+                self._leave_lost(job, [task_id], f"when checked: {words}")
+            elif status is TaskStatus.RUNNING:
+                again.append(task_id)
+            else:
+                stopped = status is TaskStatus.CANCELED
+                result = StopResult.STOP_SENT if stopped else StopResult.NOT_RUNNING
+                self._ledger.move_all([task_id], self._code(project_id, result, status))
+        if not again or job.lost is None:
+            return []
+        stop = evolve(job, work=Work.STOP, calls=[Call(project_id, again)], attempt=job.stops)
+        return self._repeat(stop, job.lost)
+
+    def _leave_lost(self, job: Job, task_ids: list[int], words: str) -> None:
+        """Book tasks whose stop was lost and of which nothing more can be learnt."""
+        if job.lost is not None:
+            self.note(job.lost)
+            words = f"{_words(job.lost)}; {words}"
+        self._unconfirm(Call(job.calls[0].project_id, task_ids), words)
+
+    def _book_confirm(
+        self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]
+    ) -> list[Repeat]:
+        del job
+        project_id, asked = call.project_id, _listed(call.task_ids)
+        found = _by_task(answer, asked)
+        running: list[int] = []
+        for task_id in asked:
+            row = found.get(task_id)
+            status = parse_status(row.status) if row is not None else None
+            if status is TaskStatus.RUNNING and self._confirm:
+                running.append(task_id)
+            elif status is None:
+                self._finish(Call(project_id, [task_id]))
+            else:
+                code = self._code(project_id, StopResult.STOP_SENT, status)
+                self._ledger.move_all([task_id], code)
+        self._stopped.add(project_id, running)
+        return []
+
+    def _refuse(self, job: Job, error: CtrlApiError) -> list[Repeat]:
+        """Decide what becomes of a job that met an error as a whole."""
+        too_large = isinstance(error, HttpError) and error.status == 413
+        if too_large and job.size > 1:
+            for half in _halves(job):
+                self._queue(half)
+        elif isinstance(error, UserUnavailableError) and len(job.calls) > 1:
+            # It may be one project that is not this user's.
+            middle = len(job.calls) // 2
+            self._queue(evolve(job, calls=job.calls[:middle]))
+            self._queue(evolve(job, calls=job.calls[middle:]))
+        elif isinstance(error, UndefinedMethodError) or dooms(error):
+            self._end(job, error)
+        elif isinstance(error, MethodError):
+            for call in job.calls:
+                self._refuse_call(evolve(job, calls=[call]), error)
+        elif too_large:
+            self.give_up(job, error)
+        elif job.work is Work.STOP and not undone(error):
+            self._settle(job, error)
+        else:
+            return self._repeat(job, error)
+        return []
+
+    def _refuse_call(self, job: Job, error: MethodError) -> None:
+        """Decide what becomes of one call that the server refused."""
+        [call] = job.calls
+        if isinstance(error, ProjectNotFoundError | UserUnavailableError):
+            self._end_project(job, error)
+        elif isinstance(error, TasksDeniedError) and not isinstance(call.task_ids, AllActive):
+            named = set(call.task_ids).intersection(error.task_ids)
+            if len(call.task_ids) == 1:
+                self._deny(job, call.task_ids, error)
+            elif 0 < len(named) < len(call.task_ids):
+                self._deny(job, [n for n in call.task_ids if n in named], error)
+                rest = [n for n in call.task_ids if n not in named]
+                self._queue(evolve(job, calls=[Call(call.project_id, rest)]))
+            else:
+                for half in _halves(job):
+                    self._queue(half)
+        else:
+            self.give_up(job, error)
+
+    def _deny(self, job: Job, task_ids: list[int], error: TasksDeniedError) -> None:
+        """Book tasks that the server says are not there."""
+        [call] = job.calls
+        if job.work is Work.CONFIRM:
+            self._finish(Call(call.project_id, task_ids))
+        elif job.lost is not None:
+            self._leave_lost(job, task_ids, f"then: {error.message}")
+        else:
+            self._amend(Call(call.project_id, task_ids), StopResult.NOT_FOUND, error.message)
+
+    def _end_project(self, job: Job, error: MethodError) -> None:
+        """End what concerns one project, and so all if there is no other."""
+        [call] = job.calls
+        self._dead_projects[call.project_id] = error
+        if self._dead_projects.keys() >= self._projects:
+            self._end(job, error)
+            return
+        self.give_up(job, error)
+        for pool in (self._fed, self._running):
+            self._fail(Call(call.project_id, pool.withdraw(call.project_id)), error)
+        for waiting in list(self._ready):
+            mine = [other for other in waiting.calls if other.project_id == call.project_id]
+            if mine:
+                self._ready.remove(waiting)
+                self._lost.discard(waiting)
+                self.give_up(evolve(waiting, calls=mine), error)
+                if theirs := [other for other in waiting.calls if other not in mine]:
+                    self._queue(evolve(waiting, calls=theirs))
+
+    def _end(self, job: Job, error: CtrlApiError) -> None:
+        """End everything: no request leaves any more, but replies under way are still booked."""
+        self.note(error)
+        self.doom = self.doom or error
+        if job.lost is not None or (job.work is Work.STOP and not undone(error)):
+            self._lost.add(evolve(job, lost=job.lost or error))
+        self.stop_rechecking()
+        self.stop_following()
+
+    def _give_up_call(self, job: Job, call: Call, error: CtrlApiError) -> None:
+        if job.work is Work.CONFIRM:
+            self._finish(call)  # the stop itself was answered
+        elif job.lost is not None:
+            self.note(error)
+            self._amend(call, StopResult.UNCONFIRMED, _words(job.lost))
+        else:
+            self.note(error)
+            self._fail(call, error)
+
+    def _fail(self, call: Call, error: CtrlApiError) -> None:
+        """Book tasks for which no stop was sent, and why."""
+        self._amend(call, StopResult.NOT_SENT, _words(error))
+
+    def _unconfirm(self, call: Call, words: str) -> None:
+        self._amend(call, StopResult.UNCONFIRMED, words)
+
+    def _amend(self, call: Call, result: StopResult, words: str) -> None:
+        """Give tasks a last verdict, with the status that they were last seen with."""
+        self._ledger.amend(
+            _listed(call.task_ids), lambda verdict: evolve(verdict, result=result, error=words)
+        )
+
+    def _finish(self, call: Call) -> None:
+        """Make the verdict of tasks the last one, as it is."""
+        self._ledger.amend(_listed(call.task_ids), lambda verdict: verdict)
+
+    def _unasked_code(self, project_id: int) -> int:
+        return self._code(project_id, StopResult.NOT_SENT, final=False)
+
+
+_BOOK: Final = {
+    Work.CHECK: StopPlan._book_check,
+    Work.STOP: StopPlan._book_stop,
+    Work.SETTLE: StopPlan._book_settle,
+    Work.CONFIRM: StopPlan._book_confirm,
+}
+
+
+def dooms(error: CtrlApiError) -> bool:
+    """Tell an error that any further request would meet again."""
+    if isinstance(error, HttpError):
+        return 300 <= error.status < 500 and error.status not in (408, 413, 425, 429)
+    return isinstance(error, HtmlReplyError | CertificateError)
+
+
+def passes(error: CtrlApiError) -> bool:
+    """Tell an error that a repeat may not meet."""
+    return not (
+        dooms(error)
+        or isinstance(error, MethodError)
+        or (isinstance(error, HttpError) and error.status == 413)
+    )
+
+
+def undone(error: CtrlApiError) -> bool:
+    """Tell an error after which a TaskStop that met it surely stopped nothing."""
+    if isinstance(error, HttpError):
+        return error.status == 503 or (300 <= error.status < 500 and error.status != 408)
+    return isinstance(error, MethodError) or (isinstance(error, RequestError) and not error.sent)
+
+
+def _words(error: CtrlApiError) -> str:
+    """Give what a task's outcome says of an error: the server's own words, if it has any."""
+    return error.message if isinstance(error, MethodError) else str(error)
+
+
+def _listed(task_ids: TaskIds) -> list[int]:
+    return [] if isinstance(task_ids, AllActive) else task_ids
+
+
+def _size(call: Call) -> int:
+    return 1 if isinstance(call.task_ids, AllActive) else len(call.task_ids)
+
+
+def _halves(job: Job) -> tuple[Job, Job]:
+    """Cut a job of two or more ids in two."""
+    room = job.size // 2
+    front: list[Call] = []
+    back: list[Call] = []
+    for call in job.calls:
+        size = _size(call)
+        if size <= room:
+            front.append(call)
+        elif room == 0:
+            back.append(call)
+        else:
+            task_ids = _listed(call.task_ids)
+            front.append(Call(call.project_id, task_ids[:room]))
+            back.append(Call(call.project_id, task_ids[room:]))
+        room -= min(size, room)
+    return evolve(job, calls=front), evolve(job, calls=back)
+
+
+def _select(task_ids: list[int], codes: list[int], wanted: int) -> list[int]:
+    return list(compress(task_ids, map(wanted.__eq__, codes)))
+
+
+def _by_task(
+    answer: wire.Answer[list[wire.Row]], asked: Iterable[int] | None
+) -> dict[int, wire.Row]:
+    """Give what TaskStatus said of each task; of several rows one that is not Running wins."""
+    found: dict[int, wire.Row] = {}
+    for row in _told(answer, asked):
+        known = found.setdefault(row.task_id, row)
+        if known.status is None or (known.status == TaskStatus.RUNNING and row.status is not None):
+            found[row.task_id] = row
+    return found
+
+
+def _by_stopped_task(
+    answer: wire.Answer[list[wire.Row]], asked: Iterable[int]
+) -> dict[int, wire.Row]:
+    """Give what TaskStop said of each task, and nothing where two rows contradict each other."""
+    found: dict[int, wire.Row] = {}
+    torn: set[int] = set()
+    for row in _told(answer, asked):
+        known = found.setdefault(row.task_id, row)
+        if (known.status, known.error) != (row.status, row.error):
+            torn.add(row.task_id)
+    return {task_id: row for task_id, row in found.items() if task_id not in torn}
+
+
+def _told(answer: wire.Answer[list[wire.Row]], asked: Iterable[int] | None) -> Iterable[wire.Row]:
+    """Go through the rows of tasks that were asked for; None: all tasks."""
+    wanted = None if asked is None else set(asked)
+    for place, row in enumerate(answer.result):
+        if row.status is None and row.error is None:
+            raise ReplyError("neither `status` nor `error`", f"{answer.where}[{place}]")
+        if wanted is None or row.task_id in wanted:
+            yield row

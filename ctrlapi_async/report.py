@@ -1,0 +1,233 @@
+"""Reports: one outcome a task, in the order in which the tasks were asked for. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from attrs import field, frozen
+from cattrs import BaseValidationError, transform_error
+from cattrs.preconf.msgspec import make_converter
+
+from ctrlapi_async.models import (
+    StopOutcome,
+    StopResult,
+    StopStats,
+    TaskState,
+    TaskStatus,
+    parse_status,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+T = TypeVar("T")
+
+
+@frozen(cache_hash=True)
+class Verdict:
+    """What is known of a task apart from its id; tasks that ended alike share one."""
+
+    project_id: int
+    result: StopResult
+    status: TaskStatus | str | None = None
+    error: str | None = None
+
+    def outcome(self, task_id: int) -> StopOutcome:
+        """Give the outcome of a task that has this verdict."""
+        return StopOutcome(task_id, self.project_id, self.result, self.status, self.error)
+
+
+@frozen(eq=False, repr=False)
+class StopReport(Mapping[int, StopOutcome]):
+    """An immutable mapping of task id to `StopOutcome`, in the order asked for.
+
+    Reports are made by a session, by `of`, by `from_json` and by `|`. Two are equal if they
+    hold the same outcomes in the same order. Reports pickle.
+
+    Attributes:
+        stats: What the run cost, a `StopStats`.
+    """
+
+    # A verdict's number a task: small ints keep the mapping of a million tasks at some 40 bytes
+    # a task, and out of the garbage collector's sight.
+    _codes: dict[int, int] = field(factory=dict)
+    _verdicts: tuple[Verdict, ...] = ()
+    stats: StopStats = field(factory=StopStats)
+
+    @classmethod
+    def of(cls, outcomes: Iterable[StopOutcome], stats: StopStats | None = None) -> StopReport:
+        """Make a report of outcomes; of several for one task the last wins, in the first's place.
+
+        Args:
+            outcomes: What became of each task.
+            stats: What it cost.
+        """
+        numbers: dict[Verdict, int] = {}
+        codes = {
+            outcome.task_id: numbers.setdefault(
+                Verdict(outcome.project_id, outcome.result, outcome.status, outcome.error),
+                len(numbers),
+            )
+            for outcome in outcomes
+        }
+        return cls(codes, tuple(numbers), stats or StopStats())
+
+    def __getitem__(self, task_id: int) -> StopOutcome:
+        return self._verdicts[self._codes[task_id]].outcome(task_id)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._codes)
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._codes
+
+    def ids(self, *results: StopResult) -> list[int]:
+        """Give the ids of the tasks with one of these results, in order.
+
+        Args:
+            results: The results looked for.
+        """
+        wanted = {code for code, verdict in enumerate(self._verdicts) if verdict.result in results}
+        return [task_id for task_id, code in self._codes.items() if code in wanted]
+
+    @cached_property
+    def counts(self) -> Mapping[StopResult, int]:
+        """How many tasks have each result; every `StopResult` is a key."""
+        counts = dict.fromkeys(StopResult, 0)
+        for code, count in Counter(self._codes.values()).items():
+            counts[self._verdicts[code].result] += count
+        return MappingProxyType(counts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the server answered for every task: no NOT_SENT and no UNCONFIRMED."""
+        return not (self.counts[StopResult.NOT_SENT] or self.counts[StopResult.UNCONFIRMED])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StopReport):
+            return NotImplemented
+        return list(self._codes) == list(other._codes) and all(
+            self._verdicts[mine] == other._verdicts[theirs]
+            for mine, theirs in set(zip(self._codes.values(), other._codes.values(), strict=True))
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # as long as its contents: too dear for a key
+
+    def __or__(self, other: StopReport) -> StopReport:
+        if not isinstance(other, StopReport):
+            return NotImplemented
+        numbers: dict[Verdict, int] = {}
+        mine, theirs = (
+            [numbers.setdefault(verdict, len(numbers)) for verdict in report._verdicts]
+            for report in (self, other)
+        )
+        codes = dict(zip(self._codes, map(mine.__getitem__, self._codes.values()), strict=True))
+        codes.update(zip(other._codes, map(theirs.__getitem__, other._codes.values()), strict=True))
+        return StopReport(codes, tuple(numbers), self.stats | other.stats)
+
+    def __repr__(self) -> str:
+        total = len(self)
+        counts = ", ".join(f"{count} {result}" for result, count in self.counts.items() if count)
+        return f"StopReport({total} task{'s' * (total != 1)}{': ' * bool(counts)}{counts})"
+
+    def to_json(self) -> str:
+        """Give the report as JSON text: `{"outcomes": [...], "stats": {...}}`."""
+        return _JSON.dumps(_Document(list(self.values()), self.stats)).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> StopReport:
+        """Read what `to_json` wrote.
+
+        Args:
+            text: The JSON text.
+
+        Raises:
+            ValueError: The text is no such JSON; the message says where.
+        """
+        try:
+            document = _JSON.loads(text.encode() if isinstance(text, str) else text, _Document)
+        except BaseValidationError as error:
+            raise ValueError(f"not a report: {'; '.join(transform_error(error)[:3])}") from None
+        except (AttributeError, TypeError, ValueError, RecursionError) as error:
+            # The first is how cattrs says that the whole is no JSON object.
+            raise ValueError(f"not a report: {error}") from None
+        report = cls.of(document.outcomes, document.stats)
+        if len(report) != len(document.outcomes):
+            raise ValueError("not a report: a task_id stands in it more than once")
+        return report
+
+
+@frozen
+class _Document:
+    outcomes: list[StopOutcome]
+    stats: StopStats
+
+
+class StatusReport(Mapping[int, TaskState]):
+    """An immutable mapping of task id to `TaskState`, in the order asked for.
+
+    Args:
+        states: A row for each task.
+    """
+
+    __slots__ = ("_states",)
+
+    def __init__(self, states: Iterable[TaskState] = ()) -> None:
+        self._states = {state.task_id: state for state in states}
+
+    def __getitem__(self, task_id: int) -> TaskState:
+        return self._states[task_id]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._states)
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def ids(self, *statuses: TaskStatus | str | None) -> list[int]:
+        """Give the ids of the tasks with one of these statuses, in order.
+
+        Args:
+            statuses: The statuses looked for; None for the rows without one.
+        """
+        return [state.task_id for state in self._states.values() if state.status in statuses]
+
+    def __repr__(self) -> str:
+        counts = Counter(str(state.status or "error") for state in self._states.values())
+        total = len(self)
+        words = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+        return f"StatusReport({total} task{'s' * (total != 1)}{': ' * bool(words)}{words})"
+
+
+def _exactly(kind: type[T]) -> Any:
+    def structure(value: Any, _: object) -> T:
+        # By default cattrs makes 5 of "5" and True of "no".
+        if type(value) is not kind:
+            raise TypeError(f"expected {kind.__name__}, not {value!r:.80}")
+        return value
+
+    return structure
+
+
+def _float(value: Any, _: object) -> float:
+    return float(value) if type(value) is int else _exactly(float)(value, float)
+
+
+_JSON: Final = make_converter(forbid_extra_keys=True)
+_JSON.register_structure_hook(int, _exactly(int))
+_JSON.register_structure_hook(str, _exactly(str))
+_JSON.register_structure_hook(float, _float)
+_JSON.register_structure_hook_func(
+    lambda kind: kind == TaskStatus | str | None,
+    lambda value, _: None if value is None else parse_status(_exactly(str)(value, str)),
+)
+_JSON.register_unstructure_hook_func(
+    lambda kind: kind == TaskStatus | str | None, lambda value: value
+)

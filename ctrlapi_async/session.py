@@ -1,0 +1,449 @@
+"""The door: a session with one Control API server in one user's name."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import AsyncIterable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+from ctrlapi_async import wire
+from ctrlapi_async.bulk import Options, StopRun, Targets
+from ctrlapi_async.errors import (
+    CtrlApiError,
+    HttpError,
+    ReplyError,
+    RequestError,
+    StopIncompleteError,
+)
+from ctrlapi_async.models import (
+    ALL_ACTIVE,
+    AllActive,
+    Batching,
+    RetryPolicy,
+    TaskState,
+    expect_int,
+    expect_seconds,
+)
+from ctrlapi_async.pace import Pace
+from ctrlapi_async.plan import Call, Work, passes, undone
+from ctrlapi_async.report import StatusReport, StopReport
+from ctrlapi_async.retry import pause_after, try_again
+from ctrlapi_async.transport import Transport
+
+if TYPE_CHECKING:
+    import ssl as tls
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    import aiohttp
+
+    from ctrlapi_async.bulk import Send
+
+logger = logging.getLogger("ctrlapi_async")
+
+T = TypeVar("T")
+
+TaskIds = int | Iterable[int] | AllActive
+AnyTaskIds = TaskIds | AsyncIterable[int]
+
+_ROWS: Final = wire.ReplyDecoder[list[wire.Row]](list[wire.Row])
+_STATES: Final = wire.ReplyDecoder[list[dict[str, Any]]](list[dict[str, Any]])
+_ANYTHING: Final = wire.ReplyDecoder[Any](Any)
+
+
+class ControlSession:
+    """A session with one Control API server, in the name of one user; used with `async with`.
+
+    Args:
+        base_url: The server's root (`http://172.16.1.41`) or the whole endpoint. Credentials in
+            it are used as `auth`, and shown nowhere.
+        user_id: The user in whose name all calls are made, an int of 0 or more.
+        auth: Login and password for the proxy's basic authentication.
+        headers: HTTP headers to send with each request.
+        ssl: True verifies the server's certificate, an `ssl.SSLContext` says how (a private CA,
+            say), an `aiohttp.Fingerprint` pins it, False does without.
+        client: An `aiohttp.ClientSession` to use, with its proxy, tracing and so on; it is never
+            closed. Without one the session makes its own, which ignores proxies that the
+            environment names.
+        batching: How task ids are packed into requests, and how many of these are in flight.
+        retry: When and how often a request that failed is sent again.
+        request_timeout: Seconds for one request, counted from when it may be sent.
+        max_reply_bytes: Replies with larger bodies are refused while they are read.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range, or `base_url` is no HTTP URL.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        user_id: int,
+        *,
+        auth: tuple[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        ssl: bool | tls.SSLContext | aiohttp.Fingerprint = True,
+        client: aiohttp.ClientSession | None = None,
+        batching: Batching = Batching(),  # noqa: B008 - frozen
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        request_timeout: float = 30.0,
+        max_reply_bytes: int = 64 * 2**20,
+    ) -> None:
+        self._user_id = expect_int("user_id", user_id)
+        for name, value, kind in (("batching", batching, Batching), ("retry", retry, RetryPolicy)):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} must be a {kind.__name__}, not {value!r}")
+        if expect_seconds("request_timeout", request_timeout) == 0:
+            raise ValueError("request_timeout must be more than 0 seconds")
+        self._transport = Transport(
+            base_url,
+            auth=auth,
+            headers=headers,
+            ssl=ssl,
+            client=client,
+            request_timeout=request_timeout,
+            max_reply_bytes=expect_int("max_reply_bytes", max_reply_bytes, 1),
+        )
+        self._batching = batching
+        self._retry = retry
+        self._pace = Pace(batching.max_concurrency)
+        self._ids = itertools.count(1)
+        self._state = "is not entered yet: use `async with`"
+        self._runs: set[StopRun] = set()
+
+    def __repr__(self) -> str:
+        return f"ControlSession({str(self._transport.url)!r}, user_id={self._user_id})"
+
+    async def __aenter__(self) -> Self:
+        if self._state:
+            self._transport.open()
+            self._state = ""
+            return self
+        raise RuntimeError(f"{self!r} is entered already")
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._state = "is closed"
+        try:
+            for run in list(self._runs):
+                run.end(RequestError("the session was closed"))
+                await run.quiet()
+        finally:
+            await self._transport.close()
+
+    # --- the API's methods --------------------------------------------------------------------
+
+    async def call(self, method: str, params: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
+        """Call any one method of the API and give its raw `result`.
+
+        A call that failed is repeated if it surely did not reach the server, or is TaskStatus.
+
+        Args:
+            method: The method's name, "TaskStatus" say.
+            params: Its params, as the API documents them.
+
+        Raises:
+            RequestError: The server was not reached, or gave no answer in time.
+            HttpError: It answered with another HTTP status than 200.
+            ReplyError: Its answer was no reply.
+            MethodError: It refused the call.
+            TypeError: `method` is no str, or `params` are no mapping that JSON can hold.
+        """
+        self._check_open()
+        if not isinstance(method, str) or not method:
+            raise TypeError(f"method must be a name, not {method!r}")
+        if not isinstance(params, Mapping):
+            raise TypeError(f"params must be a mapping, not {params!r}")
+        calls = [(method, params)]
+        wire.encode(self._user_id, calls)  # what JSON cannot hold comes out before the first try
+
+        async def once() -> Any:  # noqa: ANN401
+            async with self._pace:
+                [answer] = await self._exchange(calls, _ANYTHING, size=1)
+            if isinstance(answer, CtrlApiError):
+                raise answer
+            return answer.result
+
+        def passing(error: CtrlApiError) -> bool:
+            return passes(error) and (method == wire.TASK_STATUS or undone(error))
+
+        try:
+            return await once()
+        except CtrlApiError as error:
+            if not passing(error):
+                raise
+            return await try_again(self._retry, 1, error, once, passing)
+
+    async def task_status(self, project_id: int, task_ids: AnyTaskIds) -> StatusReport:
+        """Ask for the status of tasks (TaskStatus), in chunks and at once.
+
+        A task that the project does not have gets a row with `error`.
+
+        Args:
+            project_id: The project.
+            task_ids: An int, ints, an async iterable of ints, or `ALL_ACTIVE`.
+
+        Raises:
+            CtrlApiError: The first error that left a task without an answer.
+            TypeError: A task id is no int.
+            ValueError: A task id is out of range.
+        """
+        rows: dict[int, dict[str, Any]] = {}
+
+        async def send(method: str, calls: list[Call]) -> _Answers:
+            return await self._send(method, calls, rows)
+
+        run = self._run(_targets(project_id, task_ids), Options(dry_run=True), send)
+        async with run:
+            try:
+                await run.wait()
+            except StopIncompleteError as error:
+                raise error.exceptions[0] from None
+            outcomes = run.report
+        return StatusReport(
+            TaskState(
+                outcome.task_id,
+                outcome.status,
+                outcome.error,
+                {
+                    name: value
+                    for name, value in rows.get(outcome.task_id, {}).items()
+                    if name not in ("task_id", "status", "error")
+                },
+            )
+            for outcome in outcomes.values()
+        )
+
+    async def task_stop(self, project_id: int, task_ids: TaskIds) -> StopReport:
+        """Stop tasks (TaskStop) without checking them first; rather use `stop_running`.
+
+        Args:
+            project_id: The project.
+            task_ids: An int or ints.
+
+        Raises:
+            StopIncompleteError: The server did not answer for every task.
+            TypeError: A task id is no int.
+            ValueError: A task id is out of range, or `task_ids` is `ALL_ACTIVE`.
+        """
+        if task_ids is ALL_ACTIVE:
+            raise ValueError("task_stop takes task ids, not ALL_ACTIVE: use stop_running")
+        return await self._finish(
+            self._run(_targets(project_id, task_ids), Options(first=Work.STOP))
+        )
+
+    async def stop_running(
+        self,
+        project_id: int,
+        task_ids: AnyTaskIds,
+        *,
+        dry_run: bool = False,
+        wait_pending: float | None = None,
+        confirm: float | None = None,
+        timeout: float | None = None,
+    ) -> StopReport:
+        """Stop those of the tasks that are Running: TaskStatus first, then TaskStop.
+
+        Args:
+            project_id: The project.
+            task_ids: An int, ints, an async iterable of ints, or `ALL_ACTIVE`.
+            dry_run: Only tell which tasks would be stopped.
+            wait_pending: Seconds, from the run's start, for which tasks that are Scheduled or
+                Explore are checked again, to be stopped once they run.
+            confirm: Seconds, from the last stop, for which stopped tasks are checked again,
+                until none of them is Running.
+            timeout: Seconds for the whole run.
+
+        Raises:
+            StopIncompleteError: The server did not answer for every task.
+            TypeError: An argument is of the wrong type.
+            ValueError: An argument is out of range.
+        """
+        return await self._finish(
+            self.stopping(
+                project_id,
+                task_ids,
+                dry_run=dry_run,
+                wait_pending=wait_pending,
+                confirm=confirm,
+                timeout=timeout,
+            )
+        )
+
+    def stopping(
+        self,
+        project_id: int,
+        task_ids: AnyTaskIds,
+        *,
+        collect: bool = True,
+        dry_run: bool = False,
+        wait_pending: float | None = None,
+        confirm: float | None = None,
+        timeout: float | None = None,
+    ) -> StopRun:
+        """Stop those of the tasks that are Running, and give each outcome as it becomes known.
+
+        `async with session.stopping(...) as run: async for outcome in run: ...`
+
+        Args:
+            project_id: The project.
+            task_ids: An int, ints, an async iterable of ints, which is read as the run goes, or
+                `ALL_ACTIVE`.
+            collect: Whether the run keeps a report. Without it the run's memory is bounded by
+                what is in flight, and only duplicates close to each other count once.
+            dry_run: As for `stop_running`.
+            wait_pending: As for `stop_running`.
+            confirm: As for `stop_running`.
+            timeout: As for `stop_running`.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+            ValueError: An argument is out of range.
+        """
+        return self._run(
+            _targets(project_id, task_ids),
+            _options(
+                collect=collect,
+                dry_run=dry_run,
+                wait_pending=wait_pending,
+                confirm=confirm,
+                timeout=timeout,
+            ),
+        )
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._state:
+            raise RuntimeError(f"{self!r} {self._state}")
+
+    def _run(self, targets: Targets, options: Options, send: Send | None = None) -> StopRun:
+        self._check_open()
+        return StopRun(
+            targets,
+            options,
+            send=send or self._send,
+            pace=self._pace,
+            policy=self._retry,
+            batching=self._batching,
+            registry=self._runs,
+        )
+
+    @staticmethod
+    async def _finish(run: StopRun) -> StopReport:
+        async with run:
+            await run.wait()
+        return run.report
+
+    async def _send(
+        self, method: str, calls: list[Call], rows: dict[int, dict[str, Any]] | None = None
+    ) -> _Answers:
+        """Send one request of a run; `rows`, if given, takes in the whole rows of the reply."""
+        return await self._exchange(
+            [(method, wire.task_params(*_on_wire(call))) for call in calls],
+            _ROWS,
+            size=sum(len(_on_wire(call)[1]) for call in calls),
+            rows=rows,
+        )
+
+    async def _exchange(
+        self,
+        calls: Sequence[tuple[str, Mapping[str, Any]]],
+        decoder: wire.ReplyDecoder[T],
+        *,
+        size: int,
+        rows: dict[int, dict[str, Any]] | None = None,
+    ) -> list[wire.Answer[T] | CtrlApiError]:
+        """Send one request once, in a slot that the caller holds, and heed what it says of pace."""
+        began = self._pace.now()
+        first_id = next(self._ids)
+        for _ in calls[1:]:
+            next(self._ids)
+        methods = [method for method, _ in calls]
+        fate = "no answer"
+        try:
+            body = await self._transport.post(wire.encode(self._user_id, calls, first_id))
+            answers = decoder.decode(body, methods, first_id)
+            if rows is not None:
+                for answer in _STATES.decode(body, methods, first_id):
+                    if isinstance(answer, wire.Answer):
+                        rows.update((row["task_id"], row) for row in answer.result)
+            self._pace.succeeded()
+            fate = "200"
+        except HttpError as error:
+            fate = str(error.status)
+            if error.status in (429, 503):
+                self._pace.slow_down(began, pause_after(self._retry, 1, error))
+            elif error.status == 413 and size > 1:
+                self._pace.shrink(size)
+            raise
+        except ReplyError as error:
+            fate = "bad reply"
+            raise self._transport.redacted(error) from None
+        finally:
+            if logger.isEnabledFor(logging.DEBUG):
+                logger.debug(
+                    "%s of %d tasks: %s after %.1f ms",
+                    methods[0],
+                    size,
+                    fate,
+                    (self._pace.now() - began) * 1000,
+                )
+        return answers
+
+
+_Answers = list[wire.Answer[list[wire.Row]] | CtrlApiError]
+
+
+def _on_wire(call: Call) -> tuple[int, list[int] | str]:
+    task_ids = call.task_ids
+    return call.project_id, task_ids.value if isinstance(task_ids, AllActive) else task_ids
+
+
+def _targets(project_id: int, task_ids: AnyTaskIds) -> Targets:
+    expect_int("project_id", project_id)
+    if isinstance(task_ids, AllActive):
+        return Targets(all_active=(project_id,))
+    if isinstance(task_ids, AsyncIterable):
+        return Targets(stream=(project_id, task_ids))
+    if isinstance(task_ids, int):
+        return Targets(listed={project_id: [expect_int("a task id", task_ids)]})
+    if isinstance(task_ids, str | bytes | bytearray | memoryview) or not isinstance(
+        task_ids, Iterable
+    ):
+        raise TypeError(
+            "task_ids must be an int, an iterable or async iterable of ints, or ALL_ACTIVE, "
+            f"not {task_ids!r:.80}"
+        )
+    return Targets(listed={project_id: task_ids})
+
+
+def _options(
+    *,
+    collect: bool,
+    dry_run: bool,
+    wait_pending: float | None,
+    confirm: float | None,
+    timeout: float | None,
+) -> Options:
+    for name, seconds in (
+        ("wait_pending", wait_pending),
+        ("confirm", confirm),
+        ("timeout", timeout),
+    ):
+        if seconds is not None:
+            expect_seconds(name, seconds)
+    if dry_run and wait_pending is not None:
+        raise ValueError("a dry_run stops nothing, so it cannot wait for pending tasks")
+    return Options(
+        collect=collect,
+        dry_run=dry_run,
+        wait_pending=wait_pending,
+        confirm=confirm,
+        timeout=timeout,
+    )

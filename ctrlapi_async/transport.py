@@ -1,0 +1,260 @@
+"""One attempt of one HTTP request; the only room where aiohttp's client lives."""
+
+from __future__ import annotations
+
+import base64
+import re
+import ssl as tls
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from ctrlapi_async import wire
+from ctrlapi_async.errors import (
+    AuthError,
+    CertificateError,
+    CtrlApiError,
+    DeadlineError,
+    HttpError,
+    ReplyError,
+    RequestError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PATH: Final = "/ctrl_api/v1/json"
+
+
+class Transport:
+    """Sends requests to one Control API endpoint.
+
+    Args:
+        base_url: The server's root or the whole endpoint; its userinfo becomes credentials.
+        auth: Login and password for basic authentication.
+        headers: Headers sent with each request.
+        ssl: What aiohttp takes: True, False, an `ssl.SSLContext` or an `aiohttp.Fingerprint`.
+        client: A client of the caller's, used and never closed.
+        request_timeout: Seconds for one request, from connecting to the reply's last byte.
+        max_reply_bytes: Reply bodies larger than this are refused.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range, or the URL is no HTTP URL.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        auth: tuple[str, str] | None,
+        headers: Mapping[str, str] | None,
+        ssl: bool | tls.SSLContext | aiohttp.Fingerprint,
+        client: aiohttp.ClientSession | None,
+        request_timeout: float,
+        max_reply_bytes: int,
+    ) -> None:
+        url = _endpoint(base_url)
+        if auth is None and url.user is not None:
+            auth = (url.user, url.password or "")
+        self.url: Final = url.with_user(None)
+        self._headers = _headers(headers)
+        self._secrets: list[str] = []
+        if auth is not None:
+            token = _basic_token(auth)
+            self._headers["Authorization"] = f"Basic {token}"
+            self._secrets = [secret for secret in (token, auth[1]) if secret]
+        self._secrets += [
+            value for name, value in (headers or {}).items() if _SECRET_NAMES.search(name)
+        ]
+        self._headers["Content-Type"] = "application/json"
+        if not isinstance(ssl, bool | tls.SSLContext | aiohttp.Fingerprint):
+            raise TypeError(f"ssl must be a bool, an SSLContext or a Fingerprint, not {ssl!r}")
+        self._ssl = ssl
+        if client is not None and not isinstance(client, aiohttp.ClientSession):
+            raise TypeError(f"client must be an aiohttp.ClientSession, not {client!r}")
+        self._given = client
+        self._client = client
+        self._timeout = aiohttp.ClientTimeout(total=request_timeout)
+        self._max_reply_bytes = max_reply_bytes
+
+    def open(self) -> None:
+        """Make the client, unless the caller gave one; needs a running loop."""
+        if self._given is None:
+            # As many connections as needed: the session's own slots bound them.
+            self._client = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+            )
+
+    async def close(self) -> None:
+        """Close the client, unless the caller gave it."""
+        if self._given is None and self._client is not None:
+            await self._client.close()
+
+    async def post(self, body: bytes) -> bytes:
+        """Send a request once and give the reply's body.
+
+        Args:
+            body: The request's JSON.
+
+        Raises:
+            RequestError: The server was not reached, or did not answer in time.
+            HttpError: It answered with another status than 200.
+            ReplyError: It answered with a web page, or with too large a body.
+        """
+        if self._client is None:
+            raise RequestError("the session is not open", sent=False)
+        try:
+            async with self._client.post(
+                self.url,
+                data=body,
+                headers=self._headers,
+                ssl=self._ssl,
+                allow_redirects=False,
+                timeout=self._timeout,
+            ) as response:
+                if response.status != 200:
+                    raise self._http_error(response, await self._beginning(response))
+                return await self._read(response)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            # An aiohttp response error's repr shows the request's headers.
+            shown = None if isinstance(error, aiohttp.ClientResponseError) else error
+            raise self._request_error(error) from shown
+
+    def redact(self, text: str) -> str:
+        """Take the session's credentials out of what a server sent back."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+    def redacted(self, error: ReplyError) -> ReplyError:
+        """Give the same error without the session's credentials."""
+        return type(error)(*map(self.redact, error.args))
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        size = response.content_length or 0
+        chunks: list[bytes] = []
+        if size <= self._max_reply_bytes:
+            size = 0
+            while chunk := await response.content.readany():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > self._max_reply_bytes:
+                    break
+            else:
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        response.close()
+        raise ReplyError(f"a reply of more than {self._max_reply_bytes} bytes")
+
+    @staticmethod
+    async def _beginning(response: aiohttp.ClientResponse) -> bytes:
+        """Read the beginning of an error's body: all of it, where it is a usual page."""
+        beginning = b""
+        try:
+            while len(beginning) < _PAGE and (chunk := await response.content.readany()):
+                beginning += chunk
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            pass  # the status says enough
+        return beginning
+
+    def _http_error(self, response: aiohttp.ClientResponse, body: bytes) -> HttpError:
+        status = response.status
+        advice = _ADVICE.get(status, "")
+        if 300 <= status < 400:
+            target = self.redact(response.headers.get("Location", "nowhere"))[: wire.EXCERPT]
+            advice = (
+                f"redirects to {target}, which is not followed: use that address if it is right"
+            )
+        reason = self.redact(response.reason or "")[: wire.EXCERPT]
+        message = (
+            f"HTTP {status} {reason}".rstrip() + f" from {self.url}" + f": {advice}" * bool(advice)
+        )
+        kind = AuthError if status in (401, 403) else HttpError
+        return kind(
+            message,
+            status,
+            self.redact(wire.excerpt(body)),
+            retry_after(response.headers.get("Retry-After")),
+        )
+
+    def _request_error(self, error: Exception) -> CtrlApiError:
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            return CertificateError(
+                f"the TLS certificate of {self.url.host} was refused: {error.certificate_error}"
+            )
+        if isinstance(error, TimeoutError):
+            return DeadlineError(
+                f"no answer from {self.url} within {self._timeout.total:g} s",
+                sent=not isinstance(error, aiohttp.ConnectionTimeoutError),
+            )
+        words = self.redact(str(error) or type(error).__name__)
+        unsent = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError)
+        verb = "reached" if unsent else "heard to the end"
+        return RequestError(f"{self.url} was not {verb}: {words}", sent=not unsent)
+
+
+_PAGE: Final = 16 * 1024
+_SECRET_NAMES: Final = re.compile("auth|cookie|key|secret|token|password", re.IGNORECASE)
+_ADVICE: Final = {
+    400: "the server does not understand the request",
+    401: "it wants credentials (`auth`), or does not take those given",
+    403: "access to the Control API is denied, as it is by default; enable it on the server",
+    404: "there is no Control API at this address",
+    405: "there is no Control API at this address",
+    413: "the request was too large",
+}
+
+
+def retry_after(value: str | None) -> float | None:
+    """Read a Retry-After header: seconds, or an HTTP date; None if it is neither."""
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    # HTTP dates are in GMT, whether they say so in a way that the parser takes or not.
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def _endpoint(base_url: str) -> URL:
+    if not isinstance(base_url, str):
+        raise TypeError(f"base_url must be a str, not {type(base_url).__name__}")
+    shown = re.sub(r"//[^/]*@", "//***@", base_url)
+    try:
+        url = URL(base_url)
+        port = url.port
+    except ValueError:
+        raise ValueError(f"base_url must be an HTTP URL, not {shown!r}") from None
+    if url.scheme not in ("http", "https") or not url.host or port == 0:
+        raise ValueError(f"base_url must be an HTTP URL, http://172.16.1.41 say, not {shown!r}")
+    if url.query_string or url.fragment:
+        raise ValueError(f"base_url must have no query and no fragment: {shown!r}")
+    path = url.path.rstrip("/")
+    return url.with_path(path if path.endswith(PATH) else path + PATH)
+
+
+def _headers(headers: Mapping[str, str] | None) -> CIMultiDict[str]:
+    for name, value in (headers or {}).items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise TypeError(f"headers must be strings: {name!r} is not, or its value is not")
+        if re.search(r"[\r\n\0]", name + value):
+            raise ValueError(f"headers must be single lines: {name!r} is not")
+    return CIMultiDict(headers or {})
+
+
+def _basic_token(auth: tuple[str, str]) -> str:
+    if not (
+        isinstance(auth, tuple) and len(auth) == 2 and all(isinstance(part, str) for part in auth)
+    ):
+        raise TypeError("auth must be a tuple of login and password")
+    if ":" in auth[0]:
+        raise ValueError("auth: a login cannot contain a colon")
+    return base64.b64encode(":".join(auth).encode()).decode()

@@ -1,0 +1,298 @@
+"""The Control API's JSON: requests to bytes, bytes to replies or to errors that say where. Pure.
+
+Strategy: one typed decoder reads a whole reply, strictly, and names the path of what is wrong.
+It takes the last of a repeated member without a word; counting the members' names in the body
+tells whether that can have happened, and only then the slow, exact search runs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import msgspec
+
+from ctrlapi_async.errors import (
+    METHOD_ERRORS,
+    CtrlApiError,
+    HtmlReplyError,
+    MethodError,
+    ReplyError,
+    TasksDeniedError,
+    UserUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+T = TypeVar("T")
+
+TASK_STATUS: Final = "TaskStatus"
+TASK_STOP: Final = "TaskStop"
+STOP_SENT: Final = "Stop request was sent"
+
+EXCERPT: Final = 200
+"""Characters of a body that an error shows."""
+
+
+class Row(msgspec.Struct, gc=False):
+    """One row of a TaskStatus or TaskStop result; `gc=False`: it holds no containers."""
+
+    task_id: int
+    status: str | None = None
+    error: str | None = None
+
+
+class Entry(msgspec.Struct, Generic[T]):
+    """One call's part of a reply."""
+
+    method: str | None = None
+    id: int | None = None
+    result: T | None | msgspec.UnsetType = msgspec.UNSET
+    error: str | None = None
+    errors: list[str] | None = None
+
+
+class _Reply(msgspec.Struct, Generic[T]):
+    reply: list[Entry[T]] | msgspec.UnsetType = msgspec.UNSET
+    error: str | None = None
+
+
+class Answer(msgspec.Struct, Generic[T]):
+    """What the server answered to one call: its result, the words beside it, and its path."""
+
+    result: T
+    words: str | None = None
+    where: str = "$.reply[0].result"
+
+
+class ReplyDecoder(Generic[T]):
+    """Decodes replies whose results have one type.
+
+    Args:
+        result: The type of a call's result.
+    """
+
+    def __init__(self, result: Any) -> None:
+        self._decoder: msgspec.json.Decoder[_Reply[T]] = msgspec.json.Decoder(_Reply[result])
+
+    def decode(
+        self, body: bytes, methods: Sequence[str], first_id: int = 1
+    ) -> list[Answer[T] | CtrlApiError]:
+        """Read a reply.
+
+        Args:
+            body: The HTTP body.
+            methods: The methods called, in order.
+            first_id: The `id` of the first call; the others follow it.
+
+        Returns:
+            For each call, in order, its answer or its error.
+
+        Raises:
+            ReplyError: The body is no reply.
+            UserUnavailableError: The server refused the request as a whole.
+        """
+        try:
+            reply = self._decoder.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _reply_error(error, body) from None
+        if reply.error is not None:
+            if isinstance(
+                refusal := method_error(
+                    methods[0] if len(methods) == 1 else "request", reply.error
+                ),
+                UserUnavailableError,
+            ):
+                raise refusal
+            return [method_error(method, reply.error) for method in methods]
+        if reply.reply is msgspec.UNSET:
+            raise ReplyError("no `reply`", "$", excerpt(body))
+        if not _plain(body, reply.reply) and (repeated := find_repeated(body)):
+            raise ReplyError(f"member `{repeated[0]}` stands twice", repeated[1], excerpt(body))
+        return [
+            self._answer(method, entry, place, body)
+            for method, (place, entry) in zip(
+                methods, _by_call(reply.reply, methods, first_id, body), strict=True
+            )
+        ]
+
+    @staticmethod
+    def _answer(
+        method: str, entry: Entry[T] | None, place: int, body: bytes
+    ) -> Answer[T] | CtrlApiError:
+        if entry is None:
+            return ReplyError(f"no entry for a call of {method}", "$.reply", excerpt(body))
+        words = "; ".join(entry.errors) if entry.errors else None
+        if entry.error is not None:
+            return method_error(method, entry.error)
+        if entry.result is msgspec.UNSET:
+            if words is not None:
+                return method_error(method, words)
+            return ReplyError("no `result`", f"$.reply[{place}]", excerpt(body))
+        if entry.result is None:
+            return ReplyError("`result` is null", f"$.reply[{place}].result", excerpt(body))
+        return Answer(entry.result, words, f"$.reply[{place}].result")
+
+
+def encode(
+    user_id: int, calls: Sequence[tuple[str, Mapping[str, Any]]], first_id: int = 1
+) -> bytes:
+    """Write a request.
+
+    Args:
+        user_id: The user in whose name it is made.
+        calls: Method and params of each call.
+        first_id: The `id` of the first call; the others count on from it.
+
+    Raises:
+        TypeError: A param is nothing that JSON can hold.
+    """
+    return msgspec.json.encode(
+        {
+            "user_id": user_id,
+            "methods": [
+                {"method": method, "id": number, "params": params}
+                for number, (method, params) in enumerate(calls, first_id)
+            ],
+        }
+    )
+
+
+def task_params(project_id: int, task_ids: Sequence[int] | str) -> dict[str, Any]:
+    """Give the params of TaskStatus and TaskStop: one id goes bare, several as an array."""
+    ids = task_ids[0] if len(task_ids) == 1 else task_ids
+    return {"project_id": project_id, "task_ids": ids}
+
+
+def method_error(method: str, text: str) -> MethodError:
+    """Give the error that the server's words stand for."""
+    for pattern, kind in METHOD_ERRORS:
+        if re.search(pattern, text, re.IGNORECASE):
+            if kind is TasksDeniedError:
+                listed = re.search(r"\[([\d\s,]*)\]", text)
+                return TasksDeniedError(
+                    # 19 digits are the longest 64-bit id.
+                    method,
+                    text,
+                    [int(n) for n in re.findall(r"\b\d{1,19}\b", listed[1])] if listed else (),
+                )
+            return kind(method, text)
+    return MethodError(method, text)
+
+
+def excerpt(body: bytes, at: int = 0) -> str:
+    """Show a bounded piece of a body, from a little before `at`."""
+    start = max(0, at - EXCERPT // 4)
+    piece = body[start : start + EXCERPT]
+    return (
+        "..." * (start > 0)
+        + piece.decode("utf-8", "replace")
+        + "..." * (start + EXCERPT < len(body))
+    )
+
+
+def looks_like_html(body: bytes) -> bool:
+    """Tell a web page, which has no place where JSON is due, from a broken reply."""
+    return body[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+
+
+def _plain(body: bytes, entries: list[Entry[Any]]) -> bool:
+    """Tell, by counting names, whether no member that is read can stand twice in its object."""
+    rows = 0
+    for entry in entries:
+        if not isinstance(entry.result, list):
+            return False
+        rows += len(entry.result)
+    if body.count(b'"task_id"') != rows:
+        return False
+    words = body.count(b'"status"')
+    if words != rows and words + body.count(b'"error"') != rows:
+        return False
+    # One call's envelope stands before its first row and behind its last one.
+    around = (
+        body[: body.find(b'"task_id"')] + body[body.rfind(b'"task_id"') :]
+        if len(entries) == 1 and rows
+        else body
+    )
+    return body.count(b'"reply"', 0, 64) == 1 and all(
+        around.count(name) <= len(entries) for name in (b'"method"', b'"id"', b'"result"')
+    )
+
+
+def _by_call(
+    entries: list[Entry[T]], methods: Sequence[str], first_id: int, body: bytes
+) -> Iterator[tuple[int, Entry[T] | None]]:
+    """Find the entry of each call: by `id`, and where that is not echoed by method and order."""
+    by_id: dict[int, tuple[int, Entry[T]]] = {}
+    nameless: list[tuple[int, Entry[T]]] = []
+    for place, entry in enumerate(entries):
+        if entry.id is None:
+            nameless.append((place, entry))
+        elif by_id.setdefault(entry.id, (place, entry))[1] is not entry:
+            raise ReplyError(
+                f"a second entry for call {entry.id}", f"$.reply[{place}].id", excerpt(body)
+            )
+    for number, method in enumerate(methods, first_id):
+        found = by_id.get(number)
+        if found is None:
+            found = next((item for item in nameless if item[1].method in (method, None)), None)
+            if found is not None:
+                nameless.remove(found)
+        elif found[1].method not in (method, None):
+            raise ReplyError(
+                f"call {number} was {method}, not {found[1].method}",
+                f"$.reply[{found[0]}].method",
+                excerpt(body),
+            )
+        yield found or (0, None)
+
+
+def _reply_error(error: Exception, body: bytes) -> ReplyError:
+    """Say what a decoder found wrong, and where."""
+    if looks_like_html(body):
+        return HtmlReplyError("a web page where JSON was due", "$", excerpt(body))
+    if isinstance(error, RecursionError):
+        return ReplyError("nested too deeply", "$", excerpt(body))
+    if isinstance(error, UnicodeDecodeError):
+        return ReplyError("not UTF-8", "$", excerpt(body))
+    text = str(error)
+    if not body.strip():
+        return ReplyError("an empty body", "$", "")
+    what, _, path = text.partition(" - at `")
+    where = path.rstrip("`") or "$"
+    if missing := re.fullmatch(r"Object missing required field `(\w+)`", what):
+        where = f"{where}.{missing[1]}"
+    at = re.search(r"\(byte (\d+)\)", what)
+    return ReplyError(what, where, excerpt(body, int(at[1]) if at else 0))
+
+
+def find_repeated(body: bytes) -> tuple[str, str] | None:
+    """Find the first member that stands twice in an object: its name and the object's path."""
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in members:
+                return {"": (name,)}
+            members[name] = value
+        return members
+
+    def search(value: Any, path: str) -> tuple[str, str] | None:
+        if isinstance(value, dict):
+            children = [(f"{path}.{name}", child) for name, child in value.items()]
+        elif isinstance(value, list):
+            children = [(f"{path}[{place}]", child) for place, child in enumerate(value)]
+        elif isinstance(value, tuple):
+            return value[0], path.removesuffix(".")
+        else:
+            return None
+        return next(filter(None, (search(child, where) for where, child in children)), None)
+
+    try:
+        return search(json.loads(body, object_pairs_hook=collect), "$")
+    except (ValueError, RecursionError):
+        # The typed decoder has read it; what only this one trips over (a huge number in a
+        # member nobody reads) is no repeated member.
+        return None
