@@ -60,13 +60,17 @@ class Targets:
 
 @frozen
 class Options:
-    """What a caller asked of a run; seconds, None for none."""
+    """What a caller asked of a run; seconds, None for none.
+
+    `sized` says whether the number of ids given is the number meant to fit the chunk to.
+    """
 
     dry_run: bool = False
     wait_pending: float | None = None
     confirm: float | None = None
     timeout: float | None = None
     collect: bool = True
+    sized: bool = True
     first: Work = Work.CHECK
 
 
@@ -77,6 +81,21 @@ class Send(Protocol):
         self, method: str, calls: list[Call], /
     ) -> list[wire.Answer[list[wire.Row]] | CtrlApiError]:
         """Give the answer or the error of each call, or raise what the whole request met."""
+
+
+async def until_gone(tasks: set[asyncio.Task[None]]) -> None:
+    """Wait until a set that tasks leave by themselves is empty.
+
+    A cancellation meanwhile comes out afterwards: nothing may stay behind.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while tasks:
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 class StopRun(AsyncIterator[StopOutcome]):
@@ -241,14 +260,11 @@ class StopRun(AsyncIterator[StopOutcome]):
 
     async def quiet(self) -> None:
         """Wait until no task of the run is left; a cancellation meanwhile comes out afterwards."""
-        cancelled: asyncio.CancelledError | None = None
-        while self._tasks:
-            try:
-                await asyncio.wait(self._tasks)
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
+        await until_gone(self._tasks)
+
+    def forget(self, task_id: int) -> None:
+        """Leave a task alone from now on, unless its stop was sent already."""
+        self._plan.forget(task_id)
 
     def _expire(self) -> None:
         self.end(DeadlineError(f"the run's {self._options.timeout:g} s were over"))
@@ -299,7 +315,7 @@ class StopRun(AsyncIterator[StopOutcome]):
             self._plan.feed_all_active(project_id)
         # Without a list the number of ids is not known beforehand.
         self._plan.chunk = self._batching.chunk_for(
-            self._plan.backlog if self._targets.listed else None
+            self._plan.backlog if self._targets.listed and self._options.sized else None
         )
         if self._targets.stream is not None:
             self._reader = self._spawn(self._read(self._targets.stream[1]))

@@ -19,7 +19,7 @@ All of them pickle. The finer kinds at the end of this module tell the pipeline 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,7 +142,8 @@ class StopIncompleteError(CtrlApiError, ExceptionGroup[Exception]):
 
     def __new__(
         cls, message: str, errors: Sequence[Exception], report: StopReport
-    ) -> StopIncompleteError:
+    ) -> Self:
+        """Make the group; as an ExceptionGroup's, its parts are set here."""
         group = super().__new__(cls, message, errors)
         group.report = report
         return group
@@ -177,6 +178,11 @@ class CertificateError(RequestError):
 
 class HtmlReplyError(ReplyError):
     """A web page where a reply was due: this address is no Control API."""
+
+
+def words_of(error: Exception) -> str:
+    """Give what a task's outcome says of an error: the server's own words, if it has any."""
+    return error.message if isinstance(error, MethodError) else str(error)
 
 
 METHOD_ERRORS: Final[tuple[tuple[str, type[MethodError]], ...]] = (

@@ -213,6 +213,8 @@ class Batching:
             a sixteenth of them, but 100 at least and 1,000 at most, and 500 where the
             number is not known beforehand.
         max_concurrency: Requests of the session in flight at most.
+        linger: Seconds that single stops (`ControlSession.stop`) wait for others to go with;
+            0: only those asked for in the same turn of the event loop go together.
 
     Raises:
         TypeError: A value is no int.
@@ -221,6 +223,7 @@ class Batching:
 
     chunk_size: int | None = field(default=None, validator=_optional(_whole(1)))
     max_concurrency: int = field(default=8, validator=_whole(1))
+    linger: float = field(default=0.0, validator=_seconds)
 
     def chunk_for(self, count: int | None) -> int:
         """Give the task ids a request for `count` ids, or for an unknown number (None)."""

@@ -48,7 +48,7 @@ class Pace:
         except BaseException:
             if waiter.done() and not waiter.cancelled():
                 self._give_back()  # handed out and cancelled in the same turn
-            else:
+            elif waiter in self._waiters:
                 self._waiters.remove(waiter)
             raise
 
@@ -104,8 +104,10 @@ class Pace:
         if not self._waiters:
             return
         while self._waiters and self._free:
-            self._taken += 1
-            self._waiters.popleft().set_result(None)
+            waiter = self._waiters.popleft()
+            if not waiter.done():  # else cancelled, and not yet come to know it
+                self._taken += 1
+                waiter.set_result(None)
         if self._waiters and self._timer is None and self.now() < self._resume_at:
             self._timer = asyncio.get_running_loop().call_at(self._resume_at, self._wake)
 

@@ -3,7 +3,7 @@
 Two rules govern it. A task is stopped only if Running is the last that was heard of it. And a
 stop whose reply was lost is neither repeated nor reported before TaskStatus was asked about it.
 
-| work | asks | of | and then |
+| work | asks | about | and then |
 | --- | --- | --- | --- |
 | CHECK | TaskStatus | tasks nobody asked about yet, or that were pending | Running ones are pooled |
 | STOP | TaskStop | Running tasks, a chunk at a time | outcome; lost replies: SETTLE |
@@ -17,9 +17,9 @@ from collections import deque
 from contextlib import suppress
 from enum import Enum
 from itertools import compress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
-from attrs import define, evolve, field
+from attrs import define, evolve
 
 from ctrlapi_async import wire
 from ctrlapi_async.errors import (
@@ -34,6 +34,7 @@ from ctrlapi_async.errors import (
     TasksDeniedError,
     UndefinedMethodError,
     UserUnavailableError,
+    words_of,
 )
 from ctrlapi_async.models import ALL_ACTIVE, AllActive, StopResult, TaskStatus, parse_status
 
@@ -59,6 +60,10 @@ class Work(Enum):
         """The API's method that does it."""
         return self.value[0]
 
+
+WRONG_USER: Final = 16
+"""Projects refused as "user is unavailable", one by one and with no call answered in between,
+after which the user is taken to be the reason."""
 
 TaskIds = list[int] | AllActive
 
@@ -215,7 +220,9 @@ class StopPlan:
         self._checking = 0
         # Jobs over tasks for which a stop of unknown fate was sent, wherever they are.
         self._lost: set[Job] = set()
+        self._unwanted: set[int] = set()
         self._projects: set[int] = set()
+        self._heard = False
         self._dead_projects: dict[int, MethodError] = {}
         self._codes: dict[int, StatusCodes] = {}
 
@@ -247,6 +254,11 @@ class StopPlan:
             ceiling: Task ids a request that the server is known to take.
         """
         limit = min(self.chunk, ceiling or self.chunk)
+        while (job := self._next(limit)) is not None and not self._still_wanted(job):
+            pass
+        return job
+
+    def _next(self, limit: int) -> Job | None:
         if self.doom:
             return None
         if self._running.size >= limit:
@@ -261,6 +273,25 @@ class StopPlan:
         if self._tail:
             return Job(Work.STOP, self._running.take(limit))
         return None
+
+    def forget(self, task_id: int) -> None:
+        """Leave a task alone from now on, unless its stop was sent already."""
+        self._unwanted.add(task_id)
+
+    def _still_wanted(self, job: Job) -> bool:
+        """Take the tasks out of a job that nobody wants stopped any more; tell if some are left."""
+        if self._unwanted and job.work in (Work.CHECK, Work.STOP) and job.lost is None:
+            dropped = RequestError("nobody waits for it any more", sent=False)
+            calls = job.calls
+            job.calls = []
+            for project_id, task_ids in calls:
+                wanted = [n for n in _listed(task_ids) if n not in self._unwanted]
+                if unwanted := [n for n in _listed(task_ids) if n in self._unwanted]:
+                    self.note(dropped)
+                    self._fail(Call(project_id, unwanted), dropped)
+                if wanted or isinstance(task_ids, AllActive):
+                    job.calls.append(Call(project_id, wanted or ALL_ACTIVE))
+        return bool(job.calls)
 
     def pickable(self, ceiling: int | None = None) -> int:
         """Count the jobs that `pick` could give now."""
@@ -359,7 +390,7 @@ class StopPlan:
             job.calls = [call for call in job.calls if call not in dead]
         if not job.calls:
             self._lost.discard(job)
-        return bool(job.calls)
+        return self._still_wanted(job)
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -375,13 +406,13 @@ class StopPlan:
         self._land(job)
         repeats: list[Repeat] = []
         for call, answer in zip(job.calls, answers, strict=True):
-            if isinstance(answer, wire.Answer):
-                try:
-                    repeats += _BOOK[job.work](self, job, call, answer)
-                    continue
-                except ReplyError as error:
-                    answer = error
-            repeats += self._refuse(evolve(job, calls=[call]), answer)
+            try:
+                if isinstance(answer, CtrlApiError):
+                    raise answer
+                self._heard = True
+                repeats += self._BOOK[job.work](self, job, call, answer)
+            except CtrlApiError as error:
+                repeats += self._refuse(evolve(job, calls=[call]), error)
         return repeats
 
     def failed(self, job: Job, error: CtrlApiError) -> list[Repeat]:
@@ -401,10 +432,10 @@ class StopPlan:
         Args:
             words: Why no more is asked, unless a server's answer doomed the run.
         """
-        words = _words(self.doom) if self.doom else words
+        words = words_of(self.doom) if self.doom else words
         for job in self._doubtful():
             for call in job.calls:
-                self._unconfirm(call, _words(job.lost) if job.lost else words)
+                self._unconfirm(call, words_of(job.lost) if job.lost else words)
         self._lost.clear()
         self._flying.clear()
         self._ledger.reword(
@@ -597,7 +628,7 @@ class StopPlan:
         """Book tasks whose stop was lost and of which nothing more can be learnt."""
         if job.lost is not None:
             self.note(job.lost)
-            words = f"{_words(job.lost)}; {words}"
+            words = f"{words_of(job.lost)}; {words}"
         self._unconfirm(Call(job.calls[0].project_id, task_ids), words)
 
     def _book_confirm(
@@ -629,8 +660,9 @@ class StopPlan:
         elif isinstance(error, UserUnavailableError) and len(job.calls) > 1:
             # It may be one project that is not this user's.
             middle = len(job.calls) // 2
-            self._queue(evolve(job, calls=job.calls[:middle]))
-            self._queue(evolve(job, calls=job.calls[middle:]))
+            for calls in (job.calls[middle:], job.calls[:middle]):
+                # At the front, so that a single project is soon reached.
+                self._ready.appendleft(self._keep_lost(evolve(job, calls=calls)))
         elif isinstance(error, UndefinedMethodError) or dooms(error):
             self._end(job, error)
         elif isinstance(error, MethodError):
@@ -677,7 +709,12 @@ class StopPlan:
         """End what concerns one project, and so all if there is no other."""
         [call] = job.calls
         self._dead_projects[call.project_id] = error
-        if self._dead_projects.keys() >= self._projects:
+        wrong_user = (
+            isinstance(error, UserUnavailableError)
+            and not self._heard
+            and len(self._dead_projects) >= WRONG_USER
+        )
+        if wrong_user or self._dead_projects.keys() >= self._projects:
             self._end(job, error)
             return
         self.give_up(job, error)
@@ -706,14 +743,14 @@ class StopPlan:
             self._finish(call)  # the stop itself was answered
         elif job.lost is not None:
             self.note(error)
-            self._amend(call, StopResult.UNCONFIRMED, _words(job.lost))
+            self._amend(call, StopResult.UNCONFIRMED, words_of(job.lost))
         else:
             self.note(error)
             self._fail(call, error)
 
     def _fail(self, call: Call, error: CtrlApiError) -> None:
         """Book tasks for which no stop was sent, and why."""
-        self._amend(call, StopResult.NOT_SENT, _words(error))
+        self._amend(call, StopResult.NOT_SENT, words_of(error))
 
     def _unconfirm(self, call: Call, words: str) -> None:
         self._amend(call, StopResult.UNCONFIRMED, words)
@@ -731,13 +768,12 @@ class StopPlan:
     def _unasked_code(self, project_id: int) -> int:
         return self._code(project_id, StopResult.NOT_SENT, final=False)
 
-
-_BOOK: Final = {
-    Work.CHECK: StopPlan._book_check,
-    Work.STOP: StopPlan._book_stop,
-    Work.SETTLE: StopPlan._book_settle,
-    Work.CONFIRM: StopPlan._book_confirm,
-}
+    _BOOK: ClassVar = {
+        Work.CHECK: _book_check,
+        Work.STOP: _book_stop,
+        Work.SETTLE: _book_settle,
+        Work.CONFIRM: _book_confirm,
+    }
 
 
 def dooms(error: CtrlApiError) -> bool:
@@ -761,11 +797,6 @@ def undone(error: CtrlApiError) -> bool:
     if isinstance(error, HttpError):
         return error.status == 503 or (300 <= error.status < 500 and error.status != 408)
     return isinstance(error, MethodError) or (isinstance(error, RequestError) and not error.sent)
-
-
-def _words(error: CtrlApiError) -> str:
-    """Give what a task's outcome says of an error: the server's own words, if it has any."""
-    return error.message if isinstance(error, MethodError) else str(error)
 
 
 def _listed(task_ids: TaskIds) -> list[int]:

@@ -16,11 +16,13 @@ from ctrlapi_async.errors import (
     RequestError,
     StopIncompleteError,
 )
+from ctrlapi_async.gather import Gatherer
 from ctrlapi_async.models import (
     ALL_ACTIVE,
     AllActive,
     Batching,
     RetryPolicy,
+    StopOutcome,
     TaskState,
     expect_int,
     expect_seconds,
@@ -111,6 +113,7 @@ class ControlSession:
         self._ids = itertools.count(1)
         self._state = "is not entered yet: use `async with`"
         self._runs: set[StopRun] = set()
+        self._gatherer = Gatherer(self._run, batching.linger)
 
     def __repr__(self) -> str:
         return f"ControlSession({str(self._transport.url)!r}, user_id={self._user_id})"
@@ -133,6 +136,7 @@ class ControlSession:
             for run in list(self._runs):
                 run.end(RequestError("the session was closed"))
                 await run.quiet()
+            await self._gatherer.close()
         finally:
             await self._transport.close()
 
@@ -316,6 +320,67 @@ class ControlSession:
             ),
         )
 
+    async def stop_running_across(
+        self,
+        targets: Mapping[int, TaskIds],
+        *,
+        dry_run: bool = False,
+        wait_pending: float | None = None,
+        confirm: float | None = None,
+        timeout: float | None = None,
+    ) -> StopReport:
+        """Stop those of the tasks of many projects that are Running, as `stop_running` does.
+
+        Calls for many projects share a request. What is wrong with one project ends that
+        project's tasks only.
+
+        Args:
+            targets: For each project id an int, ints, or `ALL_ACTIVE`.
+            dry_run: As for `stop_running`.
+            wait_pending: As for `stop_running`.
+            confirm: As for `stop_running`.
+            timeout: As for `stop_running`.
+
+        Raises:
+            StopIncompleteError: The server did not answer for every task.
+            TypeError: An argument is of the wrong type.
+            ValueError: An argument is out of range, or a task is asked for in two projects.
+        """
+        if not isinstance(targets, Mapping):
+            raise TypeError(f"targets must map project ids to task ids, not {targets!r:.80}")
+        return await self._finish(
+            self._run(
+                _many_targets(targets),
+                _options(
+                    collect=True,
+                    dry_run=dry_run,
+                    wait_pending=wait_pending,
+                    confirm=confirm,
+                    timeout=timeout,
+                ),
+            )
+        )
+
+    async def stop(self, project_id: int, task_id: int) -> StopOutcome:
+        """Stop one task if it is Running; concurrent calls are gathered into batches.
+
+        Cancelling one caller touches no other, and its task is left alone if its request had
+        not been sent.
+
+        Args:
+            project_id: The project.
+            task_id: The task.
+
+        Raises:
+            StopIncompleteError: The server gave no answer; with a report of this one task.
+            RequestError: The session was closed before the batch left.
+            TypeError: An argument is no int.
+            ValueError: An argument is out of range.
+        """
+        self._check_open()
+        expect_int("project_id", project_id)
+        return await self._gatherer.stop(project_id, expect_int("task_id", task_id))
+
     # --- inside -------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
@@ -421,6 +486,18 @@ def _targets(project_id: int, task_ids: AnyTaskIds) -> Targets:
             f"not {task_ids!r:.80}"
         )
     return Targets(listed={project_id: task_ids})
+
+
+def _many_targets(targets: Mapping[int, TaskIds]) -> Targets:
+    listed: dict[int, Iterable[int]] = {}
+    all_active: list[int] = []
+    for project_id, task_ids in targets.items():
+        if isinstance(task_ids, AsyncIterable):
+            raise TypeError(f"project {project_id}: an async iterable cannot be one of several")
+        one = _targets(project_id, task_ids)
+        listed |= one.listed
+        all_active += one.all_active
+    return Targets(listed=listed, all_active=tuple(all_active))
 
 
 def _options(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import base64
+import html
+import json
 import re
 import ssl as tls
+import traceback
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
+from urllib.parse import quote
 
 import aiohttp
 from multidict import CIMultiDict
@@ -23,9 +28,6 @@ from ctrlapi_async.errors import (
     ReplyError,
     RequestError,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 PATH: Final = "/ctrl_api/v1/json"
 
@@ -59,18 +61,15 @@ class Transport:
         max_reply_bytes: int,
     ) -> None:
         url = _endpoint(base_url)
-        if auth is None and url.user is not None:
-            auth = (url.user, url.password or "")
+        if auth is None and (url.user is not None or url.password is not None):
+            auth = (url.user or "", url.password or "")
         self.url: Final = url.with_user(None)
         self._headers = _headers(headers)
-        self._secrets: list[str] = []
+        secrets: list[str] = []
         if auth is not None:
             token = _basic_token(auth)
             self._headers["Authorization"] = f"Basic {token}"
-            self._secrets = [secret for secret in (token, auth[1]) if secret]
-        self._secrets += [
-            value for name, value in (headers or {}).items() if _SECRET_NAMES.search(name)
-        ]
+            secrets = [token, auth[1]]
         self._headers["Content-Type"] = "application/json"
         if not isinstance(ssl, bool | tls.SSLContext | aiohttp.Fingerprint):
             raise TypeError(f"ssl must be a bool, an SSLContext or a Fingerprint, not {ssl!r}")
@@ -79,6 +78,11 @@ class Transport:
             raise TypeError(f"client must be an aiohttp.ClientSession, not {client!r}")
         self._given = client
         self._client = client
+        for sent in (headers or {}, client.headers if client is not None else {}):
+            for name, value in sent.items():
+                if _SECRET_NAMES.search(name):
+                    secrets += _secret_parts(value)
+        self._secrets = _as_echoed(secrets)
         self._timeout = aiohttp.ClientTimeout(total=request_timeout)
         self._max_reply_bytes = max_reply_bytes
 
@@ -106,8 +110,8 @@ class Transport:
             HttpError: It answered with another status than 200.
             ReplyError: It answered with a web page, or with too large a body.
         """
-        if self._client is None:
-            raise RequestError("the session is not open", sent=False)
+        if self._client is None or self._client.closed:
+            raise RequestError("the HTTP client is closed", sent=False)
         try:
             async with self._client.post(
                 self.url,
@@ -121,15 +125,23 @@ class Transport:
                     raise self._http_error(response, await self._beginning(response))
                 return await self._read(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            # An aiohttp response error's repr shows the request's headers.
-            shown = None if isinstance(error, aiohttp.ClientResponseError) else error
-            raise self._request_error(error) from shown
+            raise self._request_error(error) from (None if self._gives_away(error) else error)
 
     def redact(self, text: str) -> str:
         """Take the session's credentials out of what a server sent back."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return text
+        # An excerpt may begin or end inside one.
+        start = "..." * text.startswith("...")
+        end = "..." * text.endswith("...")
+        core = text[len(start) : len(text) - len(end)]
+        for secret in self._secrets:
+            for size in range(len(secret) - 1, 3, -1):
+                if start and core.startswith(secret[-size:]):
+                    core = "***" + core[size:]
+                if end and core.endswith(secret[:size]):
+                    core = core[:-size] + "***"
+        return start + core + end
 
     def redacted(self, error: ReplyError) -> ReplyError:
         """Give the same error without the session's credentials."""
@@ -177,15 +189,27 @@ class Transport:
         return kind(
             message,
             status,
-            self.redact(wire.excerpt(body)),
+            wire.excerpt(self.redact(body.decode("utf-8", "replace")).encode()),
             retry_after(response.headers.get("Retry-After")),
         )
 
+    def _gives_away(self, error: Exception) -> bool:
+        """Tell an error whose text, or whose causes' text, holds a credential."""
+        if isinstance(error, aiohttp.ClientResponseError):
+            return True  # its repr shows the request's headers
+        shown = "".join(traceback.format_exception(error)) + repr(error)
+        return any(secret in shown for secret in self._secrets)
+
     def _request_error(self, error: Exception) -> CtrlApiError:
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            return CertificateError(
-                f"the TLS certificate of {self.url.host} was refused: {error.certificate_error}"
+        if isinstance(
+            error, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch
+        ):
+            words = (
+                str(error.certificate_error)
+                if isinstance(error, aiohttp.ClientConnectorCertificateError)
+                else "it is not the one that was pinned"
             )
+            return CertificateError(f"the TLS certificate of {self.url.host} was refused: {words}")
         if isinstance(error, TimeoutError):
             return DeadlineError(
                 f"no answer from {self.url} within {self._timeout.total:g} s",
@@ -198,7 +222,11 @@ class Transport:
 
 
 _PAGE: Final = 16 * 1024
-_SECRET_NAMES: Final = re.compile("auth|cookie|key|secret|token|password", re.IGNORECASE)
+_SECRET_PART: Final = 7
+"""Characters from which a part of a secret header is a secret; "Bearer" has fewer."""
+_SECRET_NAMES: Final = re.compile(
+    "auth|cookie|credential|jwt|key|pass|secret|session|sign|token", re.IGNORECASE
+)
 _ADVICE: Final = {
     400: "the server does not understand the request",
     401: "it wants credentials (`auth`), or does not take those given",
@@ -217,7 +245,7 @@ def retry_after(value: str | None) -> float | None:
         return float(value)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (OverflowError, ValueError):
         return None
     # HTTP dates are in GMT, whether they say so in a way that the parser takes or not.
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -227,7 +255,9 @@ def retry_after(value: str | None) -> float | None:
 def _endpoint(base_url: str) -> URL:
     if not isinstance(base_url, str):
         raise TypeError(f"base_url must be a str, not {type(base_url).__name__}")
-    shown = re.sub(r"//[^/]*@", "//***@", base_url)
+    # Whatever may be a credential, in whatever an URL that is none may look like.
+    shown = re.sub(r"(?s)^(\w+:)?(//)?.*@", r"\1\2***@", base_url)
+    shown = re.sub(r"(?s)[?#].+", "?***", shown)
     try:
         url = URL(base_url)
         port = url.port
@@ -237,11 +267,38 @@ def _endpoint(base_url: str) -> URL:
         raise ValueError(f"base_url must be an HTTP URL, http://172.16.1.41 say, not {shown!r}")
     if url.query_string or url.fragment:
         raise ValueError(f"base_url must have no query and no fragment: {shown!r}")
-    path = url.path.rstrip("/")
-    return url.with_path(path if path.endswith(PATH) else path + PATH)
+    path = url.raw_path.rstrip("/")
+    return url.with_path(path if path.endswith(PATH) else path + PATH, encoded=True)
+
+
+def _secret_parts(value: str) -> list[str]:
+    """Give a secret header's value, and those parts of it that are secrets by themselves."""
+    words = re.split(r"[\s;,]+", value)
+    parts = [part for word in words for part in (word, word.partition("=")[2])]
+    return [value, *(part for part in parts if len(part) >= _SECRET_PART)]
+
+
+def _as_echoed(secrets: list[str]) -> list[str]:
+    """Give all that a server may make of secrets when it sends them back, the longest first."""
+    texts = {
+        text
+        for secret in secrets
+        for text in (
+            secret,
+            html.escape(secret),
+            json.dumps(secret)[1:-1],
+            json.dumps(secret, ensure_ascii=False)[1:-1],
+            secret.replace("/", "\\/"),
+            quote(secret, safe=""),
+            quote(secret),
+        )
+    }
+    return sorted(filter(None, texts), key=len, reverse=True)
 
 
 def _headers(headers: Mapping[str, str] | None) -> CIMultiDict[str]:
+    if headers is not None and not isinstance(headers, Mapping):
+        raise TypeError(f"headers must be a mapping, not {type(headers).__name__}")
     for name, value in (headers or {}).items():
         if not (isinstance(name, str) and isinstance(value, str)):
             raise TypeError(f"headers must be strings: {name!r} is not, or its value is not")
