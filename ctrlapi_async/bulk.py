@@ -222,10 +222,10 @@ class StopRun(AsyncIterator[StopOutcome]):
         """
         if self._final is not None:
             return self._final
-        report = self._ledger.report(self._stats, self._plan.unconfirmed())
-        if self._done.is_set():
-            self._final = report
-        return report
+        if not self._done.is_set():
+            return self._ledger.report(self._stats, self._plan.unconfirmed())
+        self._final = self._ledger.report(self._stats)
+        return self._final
 
     @property
     def counts(self) -> Mapping[StopResult, int]:
@@ -288,11 +288,11 @@ class StopRun(AsyncIterator[StopOutcome]):
     def _raise_if_incomplete(self) -> None:
         if self._crash is not None:
             raise self._crash
+        if not self._plan.errors:  # none, and so no task without an answer
+            return
         counts = self.counts
         total = sum(counts.values())
         unanswered = self._unanswered
-        if not (unanswered or self._plan.errors):
-            return
         raise StopIncompleteError(
             f"{unanswered} of {total} task{'s' * (total != 1)} without an answer "
             f"({counts[StopResult.NOT_SENT]} not_sent, "

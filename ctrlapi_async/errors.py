@@ -140,9 +140,7 @@ class StopIncompleteError(CtrlApiError, ExceptionGroup[Exception]):
 
     report: StopReport
 
-    def __new__(
-        cls, message: str, errors: Sequence[Exception], report: StopReport
-    ) -> Self:
+    def __new__(cls, message: str, errors: Sequence[Exception], report: StopReport) -> Self:
         """Make the group; as an ExceptionGroup's, its parts are set here."""
         group = super().__new__(cls, message, errors)
         group.report = report
@@ -188,7 +186,7 @@ def words_of(error: Exception) -> str:
 METHOD_ERRORS: Final[tuple[tuple[str, type[MethodError]], ...]] = (
     (r"\buser\b.*\bis unavailable\b", UserUnavailableError),
     (r"\bproject\b.*\bdoes not exist\b", ProjectNotFoundError),
-    (r"\baccess denied to tasks?\b", TasksDeniedError),
+    (r"\baccess denied to\b[\w ]*\btasks?\b", TasksDeniedError),
     (r"\bundefined method\b", UndefinedMethodError),
 )
 """The documented error texts (general information, common response errors)."""

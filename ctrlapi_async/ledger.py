@@ -30,7 +30,9 @@ class Ledger:
         self._verdicts: list[Verdict] = []
         self._numbers: dict[tuple[Verdict, bool], int] = {}
         self._open: set[int] = set()
-        self._population: list[int] = []
+        # How many tasks have each verdict; counted along from the first time that it is asked
+        # for, or from the start where what is final is not kept.
+        self._population: Counter[int] | None = None if collect else Counter()
         self._announced: deque[tuple[Sequence[int], Sequence[int] | repeat[int]]] = deque()
         self._muted = False
         self.untaken = 0
@@ -51,10 +53,12 @@ class Ledger:
         if number is None:
             number = self._numbers[key] = len(self._verdicts)
             self._verdicts.append(key[0])
-            self._population.append(0)
             if not final:
                 self._open.add(number)
         return number
+
+    def __contains__(self, task_id: int) -> bool:
+        return task_id in self._codes
 
     def verdict(self, task_id: int) -> Verdict:
         """Give the verdict of a task that the ledger holds."""
@@ -66,18 +70,22 @@ class Ledger:
         Raises:
             ValueError: It holds one of them for another project.
         """
-        fresh = dict.fromkeys(task_ids, code)
-        if not self._codes.keys().isdisjoint(fresh):
+        fresh = task_ids
+        if not self._codes.keys().isdisjoint(task_ids):
             project_id = self._verdicts[code].project_id
-            for task_id in fresh.keys() & self._codes.keys():
+            for task_id in self._codes.keys() & set(task_ids):
                 if (other := self.verdict(task_id).project_id) != project_id:
                     raise ValueError(
                         f"task {task_id} is asked for in two projects, {other} and {project_id}"
                     )
-            fresh = {task_id: code for task_id in fresh if task_id not in self._codes}
-        self._codes.update(fresh)
-        self._population[code] += len(fresh)
-        return task_ids if len(fresh) == len(task_ids) else list(fresh)
+            fresh = [task_id for task_id in task_ids if task_id not in self._codes]
+        before = len(self._codes)
+        self._codes.update(zip(fresh, repeat(code)))
+        if len(self._codes) - before < len(fresh):
+            fresh = list(dict.fromkeys(fresh))
+        if self._population is not None:
+            self._population[code] += len(fresh)
+        return fresh
 
     def move(self, task_ids: Sequence[int], codes: Sequence[int], was: int | None = None) -> None:
         """Give each task the verdict beside it.
@@ -87,10 +95,9 @@ class Ledger:
             codes: As many numbers of verdicts.
             was: The number that all of them have, where the caller knows that it is one.
         """
-        self._leave(task_ids, was)
-        counts = Counter(codes)
-        for code, count in counts.items():
-            self._population[code] += count
+        if self._population is not None:
+            self._leave(self._population, task_ids, was)
+            self._population.update(codes)
         if self._collect:
             self._codes.update(zip(task_ids, codes, strict=True))
         else:
@@ -99,20 +106,21 @@ class Ledger:
                     self._codes[task_id] = code
                 else:
                     del self._codes[task_id]
-        if not counts.keys() <= self._open:
+        if not (self._muted or self._open.issuperset(codes)):
             self._announce(task_ids, codes)
 
     def move_all(self, task_ids: Sequence[int], code: int, was: int | None = None) -> None:
         """Give all tasks one verdict; arguments as for `move`."""
-        self._leave(task_ids, was)
-        self._population[code] += len(task_ids)
+        if self._population is not None:
+            self._leave(self._population, task_ids, was)
+            self._population[code] += len(task_ids)
         final = code not in self._open
         if final and not self._collect:
             for task_id in task_ids:
                 del self._codes[task_id]
         else:
-            self._codes.update(dict.fromkeys(task_ids, code))
-        if final:
+            self._codes.update(zip(task_ids, repeat(code)))
+        if final and not self._muted:
             self._announce(task_ids, repeat(code))
 
     def amend(self, task_ids: Sequence[int], change: Callable[[Verdict], Verdict]) -> None:
@@ -125,17 +133,15 @@ class Ledger:
             )
         self.move(task_ids, [codes[self._codes[task_id]] for task_id in task_ids])
 
-    def _leave(self, task_ids: Sequence[int], was: int | None) -> None:
+    def _leave(self, population: Counter[int], task_ids: Sequence[int], was: int | None) -> None:
         if was is not None:
-            self._population[was] -= len(task_ids)
-            return
-        for code, count in Counter(map(self._codes.__getitem__, task_ids)).items():
-            self._population[code] -= count
+            population[was] -= len(task_ids)
+        else:
+            population.subtract(map(self._codes.__getitem__, task_ids))
 
     def _announce(self, task_ids: Sequence[int], codes: Sequence[int] | repeat[int]) -> None:
-        if not self._muted:
-            self._announced.append((task_ids, codes))
-            self.untaken += len(task_ids)
+        self._announced.append((task_ids, codes))
+        self.untaken += len(task_ids)
 
     def mute(self) -> None:
         """Announce nothing any more: nobody takes it."""
@@ -170,16 +176,20 @@ class Ledger:
     @property
     def counts(self) -> dict[StopResult, int]:
         """How many tasks have each result, open verdicts included."""
+        if self._population is None:
+            self._population = Counter(self._codes.values())
         counts = dict.fromkeys(StopResult, 0)
-        for verdict, count in zip(self._verdicts, self._population, strict=True):
-            counts[verdict.result] += count
+        for code, count in self._population.items():
+            counts[self._verdicts[code].result] += count
         return counts
 
-    def report(self, stats: StopStats, changes: dict[int, int]) -> StopReport:
+    def report(self, stats: StopStats, changes: dict[int, int] | None = None) -> StopReport:
         """Make a report of what is known now.
 
         Args:
             stats: What the run has cost so far.
-            changes: Tasks whose verdict is another for now.
+            changes: Tasks whose verdict is another for now; None at the end, when the report
+                takes over what the ledger holds.
         """
-        return StopReport(self._codes | changes, tuple(self._verdicts), stats)
+        codes = self._codes if changes is None else self._codes | changes
+        return StopReport(codes, tuple(self._verdicts), stats)

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from enum import Enum, StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from attrs import Attribute, field, frozen
+from msgspec import Meta, ValidationError, convert
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,7 +173,9 @@ def expect_int(name: str, value: object, least: int = 0) -> int:
 
 def expect_ids(task_ids: list[Any]) -> None:
     """Make sure that all are ints from 0 to 2**63 - 1; raises as `expect_int` does."""
-    if not set(map(type, task_ids)) <= {int} or min(task_ids) < 0 or max(task_ids) > MAX_ID:
+    try:
+        convert(task_ids, _TaskIds)
+    except ValidationError:
         for task_id in task_ids:
             expect_int("a task id", task_id)
 
@@ -192,6 +195,8 @@ def expect_seconds(name: str, value: object) -> float:
 
 
 MAX_ID: Final = 2**63 - 1
+
+_TaskIds = list[Annotated[int, Meta(ge=0, le=MAX_ID)]]
 
 
 def _optional(

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from enum import Enum
-from itertools import compress
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from attrs import define, evolve
@@ -162,21 +161,6 @@ class Pool:
         return found
 
 
-class StatusCodes(dict[str | None, int]):
-    """The number of the verdict for each status that a check of one project may find."""
-
-    def __init__(self, plan: StopPlan, project_id: int) -> None:
-        super().__init__()
-        self._plan = plan
-        self._project_id = project_id
-
-    def __missing__(self, text: str | None) -> int:
-        if text is None:
-            raise KeyError(text)
-        self[text] = code = self._plan.status_code(self._project_id, text)
-        return code
-
-
 class StopPlan:
     """Decides what to ask next, and books what is answered into a ledger.
 
@@ -224,7 +208,8 @@ class StopPlan:
         self._projects: set[int] = set()
         self._heard = False
         self._dead_projects: dict[int, MethodError] = {}
-        self._codes: dict[int, StatusCodes] = {}
+        # Per project, the verdict for each status that a check may find.
+        self._codes: dict[int, dict[str | None, int]] = {}
 
     # --- tasks in -----------------------------------------------------------------------------
 
@@ -503,7 +488,7 @@ class StopPlan:
     def _running_code(self, project_id: int) -> int:
         return self._code(project_id, StopResult.NOT_SENT, self._seen, final=False)
 
-    def status_code(self, project_id: int, text: str) -> int:
+    def _status_code(self, project_id: int, text: str) -> int:
         """Give the verdict of a task that a check found with this status."""
         status = parse_status(text)
         if status is not TaskStatus.RUNNING:
@@ -513,19 +498,14 @@ class StopPlan:
             return self._code(project_id, StopResult.WOULD_STOP, status)
         return self._running_code(project_id)
 
-    def _codes_of(self, project_id: int) -> StatusCodes:
-        codes = self._codes.get(project_id)
-        if codes is None:
-            codes = self._codes[project_id] = StatusCodes(self, project_id)
-        return codes
-
     def _book_check(
         self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]
     ) -> list[Repeat]:
         project_id, asked = call.project_id, _listed(call.task_ids)
         if call.task_ids is ALL_ACTIVE:
-            asked = list(_by_task(answer, None))
-            asked = self._ledger.admit(asked, self._unasked_code(project_id))
+            # One that is asked for by its id, in whatever project, has its outcome there.
+            named = [task_id for task_id in _by_task(answer, None) if task_id not in self._ledger]
+            asked = self._ledger.admit(named, self._unasked_code(project_id))
         codes = self._codes_in_order(project_id, asked, answer)
         self._ledger.move(asked, codes, self._unasked_code(project_id) if job.fresh else None)
         running = _select(asked, codes, self._running_code(project_id))
@@ -535,7 +515,7 @@ class StopPlan:
             self._running.add(project_id, running)
         if self._watch:
             for status in (TaskStatus.SCHEDULED, TaskStatus.EXPLORE):
-                code = self._codes_of(project_id)[status]
+                code = self._status_code(project_id, status)
                 self._pending.add(project_id, _select(asked, codes, code))
         return []
 
@@ -543,17 +523,22 @@ class StopPlan:
         self, project_id: int, asked: list[int], answer: wire.Answer[list[wire.Row]]
     ) -> list[int]:
         """Give the verdict of each task that was asked for."""
-        status_codes = self._codes_of(project_id)
+        known = self._codes.setdefault(project_id, {})
         if [row.task_id for row in answer.result] == asked:
-            with suppress(KeyError):  # a row without a status: told apart below
-                return [status_codes[row.status] for row in answer.result]
+            with suppress(KeyError):  # a status that is new here, or none at all
+                return [known[row.status] for row in answer.result]
         found = _by_task(answer, asked)
-        return [
-            self._missing_code(project_id, row, answer.words)
-            if (row := found.get(task_id)) is None or row.status is None
-            else status_codes[row.status]
-            for task_id in asked
-        ]
+        codes = []
+        for task_id in asked:
+            row = found.get(task_id)
+            if row is None or row.status is None:
+                code = self._missing_code(project_id, row, answer.words)
+            elif row.status in known:
+                code = known[row.status]
+            else:
+                code = known[row.status] = self._status_code(project_id, row.status)
+            codes.append(code)
+        return codes
 
     def _missing_code(self, project_id: int, row: wire.Row | None, words: str | None) -> int:
         """Give the verdict of a task for which a check brought no status."""
@@ -563,9 +548,8 @@ class StopPlan:
     def _book_stop(self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]) -> list[Repeat]:
         project_id, asked = call.project_id, _listed(call.task_ids)
         was = self._running_code(project_id) if job.lost is None else None
-        if [row.task_id for row in answer.result] == asked and all(
-            row.status == wire.STOP_SENT and row.error is None for row in answer.result
-        ):
+        rows = answer.result
+        if rows and isinstance(rows[0], wire.SentRow) and [row.task_id for row in rows] == asked:
             self._sent(project_id, asked, was)
             return []
         sent: list[int] = []
@@ -795,7 +779,7 @@ def passes(error: CtrlApiError) -> bool:
 def undone(error: CtrlApiError) -> bool:
     """Tell an error after which a TaskStop that met it surely stopped nothing."""
     if isinstance(error, HttpError):
-        return error.status == 503 or (300 <= error.status < 500 and error.status != 408)
+        return error.status == 503 or (400 <= error.status < 500 and error.status != 408)
     return isinstance(error, MethodError) or (isinstance(error, RequestError) and not error.sent)
 
 
@@ -827,7 +811,7 @@ def _halves(job: Job) -> tuple[Job, Job]:
 
 
 def _select(task_ids: list[int], codes: list[int], wanted: int) -> list[int]:
-    return list(compress(task_ids, map(wanted.__eq__, codes)))
+    return [task_id for task_id, code in zip(task_ids, codes, strict=True) if code == wanted]
 
 
 def _by_task(

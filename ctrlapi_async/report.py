@@ -155,8 +155,9 @@ class StopReport(Mapping[int, StopOutcome]):
             document = _JSON.loads(text.encode() if isinstance(text, str) else text, _Document)
         except BaseValidationError as error:
             raise ValueError(f"not a report: {'; '.join(transform_error(error)[:3])}") from None
-        except (AttributeError, TypeError, ValueError, RecursionError) as error:
-            # The first is how cattrs says that the whole is no JSON object.
+        except AttributeError:  # how cattrs says so
+            raise ValueError("not a report: no JSON object") from None
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"not a report: {error}") from None
         report = cls.of(document.outcomes, document.stats)
         if len(report) != len(document.outcomes):
@@ -224,10 +225,18 @@ _JSON: Final = make_converter(forbid_extra_keys=True)
 _JSON.register_structure_hook(int, _exactly(int))
 _JSON.register_structure_hook(str, _exactly(str))
 _JSON.register_structure_hook(float, _float)
+# The preconfigured converter lets any str stand for a StrEnum.
+_JSON.register_structure_hook(StopResult, lambda value, _: StopResult(value))
 _JSON.register_structure_hook_func(
     lambda kind: kind == TaskStatus | str | None,
     lambda value, _: None if value is None else parse_status(_exactly(str)(value, str)),
 )
 _JSON.register_unstructure_hook_func(
     lambda kind: kind == TaskStatus | str | None, lambda value: value
+)
+_outcomes: Final = _JSON.get_structure_hook(list[StopOutcome])
+_JSON.register_structure_hook_func(
+    # By default an object passes for a list, of its members' names.
+    lambda kind: kind == list[StopOutcome],
+    lambda value, kind: _outcomes(_exactly(list)(value, kind), kind),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import AsyncIterable, Iterable, Mapping
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from ctrlapi_async import wire
@@ -12,6 +13,7 @@ from ctrlapi_async.bulk import Options, StopRun, Targets
 from ctrlapi_async.errors import (
     CtrlApiError,
     HttpError,
+    MethodError,
     ReplyError,
     RequestError,
     StopIncompleteError,
@@ -49,7 +51,10 @@ T = TypeVar("T")
 TaskIds = int | Iterable[int] | AllActive
 AnyTaskIds = TaskIds | AsyncIterable[int]
 
-_ROWS: Final = wire.ReplyDecoder[list[wire.Row]](list[wire.Row])
+_ROWS: Final = {
+    wire.TASK_STATUS: wire.ReplyDecoder[list[wire.Row]](list[wire.Row], list[wire.CheckedRow]),
+    wire.TASK_STOP: wire.ReplyDecoder[list[wire.Row]](list[wire.Row], list[wire.SentRow]),
+}
 _STATES: Final = wire.ReplyDecoder[list[dict[str, Any]]](list[dict[str, Any]])
 _ANYTHING: Final = wire.ReplyDecoder[Any](Any)
 
@@ -132,13 +137,12 @@ class ControlSession:
         traceback: TracebackType | None,
     ) -> None:
         self._state = "is closed"
-        try:
+        async with AsyncExitStack() as rest:  # all of it, a cancellation notwithstanding
+            rest.push_async_callback(self._transport.close)
+            rest.push_async_callback(self._gatherer.close)
             for run in list(self._runs):
                 run.end(RequestError("the session was closed"))
-                await run.quiet()
-            await self._gatherer.close()
-        finally:
-            await self._transport.close()
+                rest.push_async_callback(run.quiet)
 
     # --- the API's methods --------------------------------------------------------------------
 
@@ -174,7 +178,8 @@ class ControlSession:
             return answer.result
 
         def passing(error: CtrlApiError) -> bool:
-            return passes(error) and (method == wire.TASK_STATUS or undone(error))
+            again = method == wire.TASK_STATUS or undone(error)
+            return again and passes(error) and not self._state
 
         try:
             return await once()
@@ -411,7 +416,7 @@ class ControlSession:
         """Send one request of a run; `rows`, if given, takes in the whole rows of the reply."""
         return await self._exchange(
             [(method, wire.task_params(*_on_wire(call))) for call in calls],
-            _ROWS,
+            _ROWS[method],
             size=sum(len(_on_wire(call)[1]) for call in calls),
             rows=rows,
         )
@@ -433,7 +438,7 @@ class ControlSession:
         fate = "no answer"
         try:
             body = await self._transport.post(wire.encode(self._user_id, calls, first_id))
-            answers = decoder.decode(body, methods, first_id)
+            answers = self._redacted(body, decoder.decode(body, methods, first_id))
             if rows is not None:
                 for answer in _STATES.decode(body, methods, first_id):
                     if isinstance(answer, wire.Answer):
@@ -447,8 +452,8 @@ class ControlSession:
             elif error.status == 413 and size > 1:
                 self._pace.shrink(size)
             raise
-        except ReplyError as error:
-            fate = "bad reply"
+        except (MethodError, ReplyError) as error:
+            fate = "bad reply" if isinstance(error, ReplyError) else "refused"
             raise self._transport.redacted(error) from None
         finally:
             if logger.isEnabledFor(logging.DEBUG):
@@ -459,6 +464,14 @@ class ControlSession:
                     fate,
                     (self._pace.now() - began) * 1000,
                 )
+        return answers
+
+    def _redacted(
+        self, body: bytes, answers: list[wire.Answer[T] | CtrlApiError]
+    ) -> list[wire.Answer[T] | CtrlApiError]:
+        """Take the session's credentials out of the error texts of a reply, if it has any."""
+        if b'"error' in body:
+            return list(map(self._transport.redacted_answer, answers))
         return answers
 
 

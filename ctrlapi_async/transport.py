@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import re
 import ssl as tls
@@ -11,7 +12,7 @@ import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -28,6 +29,9 @@ from ctrlapi_async.errors import (
     ReplyError,
     RequestError,
 )
+
+T = TypeVar("T")
+E = TypeVar("E", bound=CtrlApiError)
 
 PATH: Final = "/ctrl_api/v1/json"
 
@@ -115,7 +119,8 @@ class Transport:
         try:
             async with self._client.post(
                 self.url,
-                data=body,
+                # Of large bytes aiohttp warns: it would send them without a pause.
+                data=body if len(body) <= _LARGE else io.BytesIO(body),
                 headers=self._headers,
                 ssl=self._ssl,
                 allow_redirects=False,
@@ -143,9 +148,24 @@ class Transport:
                     core = core[:-size] + "***"
         return start + core + end
 
-    def redacted(self, error: ReplyError) -> ReplyError:
+    def redacted(self, error: E) -> E:
         """Give the same error without the session's credentials."""
-        return type(error)(*map(self.redact, error.args))
+        return type(error)(
+            *(self.redact(part) if isinstance(part, str) else part for part in error.args)
+        )
+
+    def redacted_answer(
+        self, answer: wire.Answer[T] | CtrlApiError
+    ) -> wire.Answer[T] | CtrlApiError:
+        """Take the session's credentials out of the error texts of an answer to a call."""
+        if isinstance(answer, CtrlApiError):
+            return self.redacted(answer)
+        if answer.words is not None:
+            answer.words = self.redact(answer.words)
+        for row in answer.result if isinstance(answer.result, list) else ():
+            if isinstance(row, wire.Row) and row.error is not None:
+                row.error = self.redact(row.error)
+        return answer
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         size = response.content_length or 0
@@ -221,6 +241,7 @@ class Transport:
         return RequestError(f"{self.url} was not {verb}: {words}", sent=not unsent)
 
 
+_LARGE: Final = 2**20
 _PAGE: Final = 16 * 1024
 _SECRET_PART: Final = 7
 """Characters from which a part of a secret header is a secret; "Bearer" has fewer."""
@@ -314,4 +335,7 @@ def _basic_token(auth: tuple[str, str]) -> str:
         raise TypeError("auth must be a tuple of login and password")
     if ":" in auth[0]:
         raise ValueError("auth: a login cannot contain a colon")
-    return base64.b64encode(":".join(auth).encode()).decode()
+    try:
+        return base64.b64encode(":".join(auth).encode()).decode()
+    except UnicodeEncodeError:
+        raise ValueError("auth: a lone surrogate stands for no character") from None

@@ -1,0 +1,1 @@
+"""What the client costs, measured: `python -m benchmarks` (extra `bench`)."""

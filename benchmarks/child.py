@@ -1,0 +1,236 @@
+"""What is measured inside a client process of its own; `spawn` starts one and gives its figures."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import uvloop
+
+from benchmarks.clients import CLIENTS, PROJECT, USER, Job
+from benchmarks.server import ROOT
+from ctrlapi_async import Batching, ControlSession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from types import TracebackType
+
+    from benchmarks.clients import Run
+    from ctrlapi_async import StopReport
+
+_STATUS: Final = Path("/proc/self/status")
+
+
+class Meter:
+    """`with Meter() as meter:` measures wall and CPU seconds, and peak memory, of a block."""
+
+    def __enter__(self) -> Meter:
+        self._memory = _memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", "ascii")  # forgets the peak so far
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cpu = time.process_time() - self._cpu
+        self.wall = time.perf_counter() - self._wall
+        self.peak = _memory("VmHWM") - self._memory
+        """Bytes of memory at the most, above those at the start."""
+
+
+def _memory(name: str) -> int:
+    [line] = (line for line in _STATUS.read_text("ascii").splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+async def _measured(run: Run) -> tuple[Meter, Any]:
+    with Meter() as meter:
+        result = await run()
+    return meter, result
+
+
+def _ids(count: int) -> list[int]:
+    return list(range(1, count + 1))
+
+
+async def runs(
+    url: str,
+    client: str,
+    counts: list[int],
+    repeats: int,
+    chunk: int | None = 500,
+    concurrency: int = 8,
+    *,
+    warm: bool = True,
+) -> dict[str, Any]:
+    """Run a client over so many ids, once to warm up, then `repeats` times."""
+    figures: dict[str, Any] = {}
+    for count in counts:
+        async with CLIENTS[client](Job(url, _ids(count), chunk, concurrency)) as run:
+            if warm:
+                await run()
+            meters = []
+            for _ in range(repeats):
+                meter, result = await _measured(run)
+                meters.append(meter)
+        figures[str(count)] = {
+            "cpu": statistics.median(meter.cpu for meter in meters),
+            "wall": statistics.median(meter.wall for meter in meters),
+            "peak": max(meter.peak for meter in meters),
+        }
+        if client == "package":
+            stats = result.stats
+            figures[str(count)]["requests"] = [stats.status_calls, stats.stop_calls]
+    return figures
+
+
+async def trip(url: str, chunk: int, repeats: int) -> float:
+    """Give the seconds of one request of a chunk, sent alone by the floor client."""
+    job = Job(url, _ids(chunk), chunk, concurrency=1)
+    async with CLIENTS["floor"](job) as run:
+        await run()  # both its requests: a check, and a stop half as long
+        return statistics.median([(await _measured(run))[0].wall / 2 for _ in range(repeats)])
+
+
+async def sweep(
+    url: str, count: int, cells: list[tuple[int | None, int]], repeats: int
+) -> list[float]:
+    """Give the package's wall seconds for each chunk and concurrency; the first is the default.
+
+    All are run once; then the default and the best ones so often that their medians compare.
+    """
+    ids = _ids(count)
+    walls: list[list[float]] = [[] for _ in cells]
+    # One pool of connections for all, so that none pays for making them.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+
+        async def once(cell: int) -> None:
+            batching = Batching(*cells[cell])
+            async with ControlSession(url, USER, client=client, batching=batching) as api:
+                with Meter() as meter:
+                    await api.stop_running(PROJECT, ids)
+                walls[cell].append(meter.wall)
+
+        for cell in (0, *range(len(cells))):
+            await once(cell)
+        for found in walls:
+            del found[:-1]  # the very first run warmed up
+        leaders = sorted(range(1, len(cells)), key=walls.__getitem__)[:4]
+        for _ in range(repeats):
+            for cell in (0, *leaders):
+                await once(cell)
+    return list(map(statistics.median, walls))
+
+
+async def memory(url: str, client: str, count: int) -> dict[str, float]:
+    """Weigh what a client's run leaves behind, and time the report's look-ups and iteration."""
+    ids = _ids(count)
+    async with CLIENTS[client](Job(url, ids)) as run:
+        await run()
+        gc.collect()
+        tracemalloc.start()
+        report = await run()
+        gc.collect()
+        figures = {"bytes": tracemalloc.get_traced_memory()[0] / count}
+        tracemalloc.stop()
+    if client == "package":
+        figures |= _timed(report, ids)  # type: ignore[arg-type]
+    return figures
+
+
+def _timed(report: StopReport, ids: list[int]) -> dict[str, float]:
+    some = random.Random(0).sample(ids, min(len(ids), 100_000))
+    with Meter() as lookups:
+        for task_id in some:
+            report[task_id]
+    with Meter() as iteration:
+        for _ in report.values():
+            pass
+    return {"lookup": lookups.cpu / len(some), "iteration": iteration.cpu / len(ids)}
+
+
+async def lag(url: str, client: str | None, count: int, repeats: int) -> dict[str, float]:
+    """Measure the longest gaps between the turns of a ticker beside a run; no client: idle.
+
+    A gap in CPU time leaves out what other processes took.
+    """
+    longest = {"wall": 0.0, "cpu": 0.0, "slow": 0.0}
+
+    async def tick() -> None:
+        wall, cpu = time.perf_counter(), time.thread_time()
+        while True:
+            await asyncio.sleep(0.001)
+            before = wall, cpu
+            wall, cpu = time.perf_counter(), time.thread_time()
+            longest["wall"] = max(longest["wall"], wall - before[0] - 0.001)
+            longest["cpu"] = max(longest["cpu"], cpu - before[1])
+            longest["slow"] += wall - before[0] > 0.006
+
+    async def beside(run: Run) -> None:
+        ticker = asyncio.create_task(tick())
+        for _ in range(repeats):
+            await run()
+            await asyncio.sleep(0.01)  # the ticker's turn, before the report is thrown away
+        ticker.cancel()
+
+    if client is None:
+        await beside(lambda: asyncio.sleep(0.3))
+    else:
+        async with CLIENTS[client](Job(url, _ids(count), None)) as run:
+            await run()
+            await beside(run)
+    return longest
+
+
+_TASKS: Final[dict[str, Callable[..., Coroutine[Any, Any, Any]]]] = {
+    task.__name__: task for task in (runs, trip, sweep, memory, lag)
+}
+
+
+def spawn(task: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any, **more: Any) -> Any:
+    """Do a task of this module in a fresh process and give its figures."""
+    command = [sys.executable, "-m", "benchmarks.child", task.__name__]
+    done = subprocess.run(
+        [*command, json.dumps([arguments, more])],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    return json.loads(done.stdout)
+
+
+def imports(modules: str) -> float:
+    """Give the CPU seconds that a fresh interpreter spends on importing, beyond the main needs."""
+    code = (
+        "import aiohttp, attrs, cattrs, time; began = time.process_time(); "
+        f"import {modules}; print(time.process_time() - began)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    return float(done.stdout)
+
+
+def _main() -> None:
+    name, arguments = sys.argv[1:]
+    positional, named = json.loads(arguments)
+    # The client that is named after a loop runs on that loop.
+    factory = uvloop.new_event_loop if "package on uvloop" in positional else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        json.dump(runner.run(_TASKS[name](*positional, **named)), sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()

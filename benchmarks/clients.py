@@ -1,0 +1,227 @@
+"""The clients that are compared, each doing the whole bulk stop in its own way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import attrs
+import cattrs
+import orjson
+from yarl import URL
+
+from benchmarks.server import runs
+from ctrlapi_async import Batching, ControlSession
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    Run = Callable[[], Awaitable[object]]
+    Client = Callable[["Job"], AbstractAsyncContextManager[Run]]
+    Decode = Callable[[bytes], Sequence[Any]]
+
+PATH: Final = "/ctrl_api/v1/json"
+PROJECT: Final = 2
+USER: Final = 1
+
+
+@attrs.frozen
+class Job:
+    """Which tasks to stop, where and how; no chunk: the client's own choice, 500 if it has none."""
+
+    url: str
+    ids: Sequence[int]
+    chunk: int | None = 500
+    concurrency: int = 8
+
+    @property
+    def chunks(self) -> Iterable[Sequence[int]]:
+        """The ids in chunks."""
+        return chunks(self.ids, self.chunk or 500)
+
+
+def chunks(ids: Sequence[int], size: int) -> Iterable[Sequence[int]]:
+    """Cut ids into chunks."""
+    return (ids[start : start + size] for start in range(0, len(ids), size))
+
+
+def request(method: str, task_ids: Sequence[int], call_id: int = 1) -> dict[str, Any]:
+    """Give the document of a request of one call."""
+    params = {"project_id": PROJECT, "task_ids": task_ids}
+    call = {"method": method, "id": call_id, "params": params}
+    return {"user_id": USER, "methods": [call]}
+
+
+# --- This package ---------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def package(job: Job) -> AsyncIterator[Run]:
+    """`stop_running`, all promises kept."""
+    async with ControlSession(job.url, USER, batching=Batching(job.chunk, job.concurrency)) as api:
+        yield lambda: api.stop_running(PROJECT, job.ids)
+
+
+@asynccontextmanager
+async def streaming(job: Job) -> AsyncIterator[Run]:
+    """`stopping` without a report, over an async source."""
+
+    async def source() -> AsyncIterator[int]:
+        for task_id in job.ids:
+            yield task_id
+
+    async with ControlSession(job.url, USER, batching=Batching(job.chunk, job.concurrency)) as api:
+
+        async def run() -> object:
+            async with api.stopping(PROJECT, source(), collect=False) as stop_run:
+                async for _ in stop_run:
+                    pass
+            return stop_run.counts
+
+        yield run
+
+
+# --- What any client on aiohttp pays at least -----------------------------------------------------
+
+
+def _bare(use: Callable[[bytes], object]) -> Client:
+    """Make a client that knows beforehand what runs: its bodies are made before it starts."""
+
+    @asynccontextmanager
+    async def client(job: Job) -> AsyncIterator[Run]:
+        url = URL(job.url + PATH)
+        running = [task_id for task_id in job.ids if runs(task_id)]
+        calls = chain(
+            (("TaskStatus", chunk) for chunk in job.chunks),
+            (("TaskStop", chunk) for chunk in chunks(running, job.chunk or 500)),
+        )
+        bodies = [orjson.dumps(request(*call, number)) for number, call in enumerate(calls)]
+        headers = {"Content-Type": "application/json"}
+
+        async def work(session: aiohttp.ClientSession, queue: Iterable[bytes]) -> None:
+            for body in queue:
+                async with session.post(url, data=body, headers=headers) as response:
+                    use(await response.read())
+
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+        ) as session:
+
+            async def run() -> None:
+                queue = iter(bodies)
+                await asyncio.gather(*(work(session, queue) for _ in range(job.concurrency)))
+
+            yield run
+
+    return client
+
+
+# --- What users write -----------------------------------------------------------------------------
+
+
+def _two_phases(decode: Decode, name: Callable[[Any], int], status: Callable[[Any], Any]) -> Client:
+    """Make a client that checks everything, then stops what runs, and keeps every row."""
+
+    @asynccontextmanager
+    async def client(job: Job) -> AsyncIterator[Run]:
+        async with aiohttp.ClientSession() as session:
+            slots = asyncio.Semaphore(job.concurrency)
+
+            async def call(method: str, task_ids: Sequence[int]) -> Sequence[Any]:
+                async with (
+                    slots,
+                    session.post(job.url + PATH, json=request(method, task_ids)) as response,
+                ):
+                    response.raise_for_status()
+                    return decode(await response.read())
+
+            async def run() -> object:
+                checks = await asyncio.gather(*(call("TaskStatus", chunk) for chunk in job.chunks))
+                found = {name(row): row for rows in checks for row in rows}
+                running = [task_id for task_id in job.ids if status(found[task_id]) == "Running"]
+                stops = await asyncio.gather(
+                    *(call("TaskStop", chunk) for chunk in chunks(running, job.chunk or 500))
+                )
+                for rows in stops:
+                    for row in rows:
+                        found[name(row)] = row
+                return found
+
+            yield run
+
+    return client
+
+
+@attrs.frozen
+class Row:
+    """One row of a reply."""
+
+    task_id: int
+    status: str | None = None
+    error: str | None = None
+
+
+def _plain(body: bytes) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(body)["reply"][0]["result"]
+    return rows
+
+
+def _attrs(body: bytes) -> list[Row]:
+    rows = orjson.loads(body)["reply"][0]["result"]
+    return [Row(row["task_id"], row.get("status"), row.get("error")) for row in rows]
+
+
+def _cattrs(body: bytes) -> list[Row]:
+    return cattrs.structure(orjson.loads(body)["reply"][0]["result"], list[Row])
+
+
+def _one_by_one(*, concurrency: int | None) -> Client:
+    """Make a client that spends a call on each task; without concurrency, a connection too."""
+
+    @asynccontextmanager
+    async def client(job: Job) -> AsyncIterator[Run]:
+        slots = asyncio.Semaphore(concurrency or 1)
+        connector = aiohttp.TCPConnector(limit=0, force_close=concurrency is None)
+        async with aiohttp.ClientSession(connector=connector) as session:
+
+            async def call(method: str, task_id: int) -> str:
+                async with (
+                    slots,
+                    session.post(job.url + PATH, json=request(method, [task_id])) as response,
+                ):
+                    response.raise_for_status()
+                    [row] = _plain(await response.read())
+                    return str(row.get("status"))
+
+            async def stop(task_id: int) -> str:
+                found = await call("TaskStatus", task_id)
+                return await call("TaskStop", task_id) if found == "Running" else found
+
+            async def run() -> object:
+                if concurrency is None:
+                    return {task_id: await stop(task_id) for task_id in job.ids}
+                return dict(zip(job.ids, await asyncio.gather(*map(stop, job.ids)), strict=True))
+
+            yield run
+
+    return client
+
+
+CLIENTS: Final[dict[str, Client]] = {
+    "floor": _bare(lambda _: None),
+    "orjson": _bare(orjson.loads),
+    "package": package,
+    "package on uvloop": package,
+    "streaming": streaming,
+    "by hand": _two_phases(_plain, lambda row: row["task_id"], lambda row: row["status"]),
+    "attrs": _two_phases(_attrs, lambda row: row.task_id, lambda row: row.status),
+    "cattrs": _two_phases(_cattrs, lambda row: row.task_id, lambda row: row.status),
+    "curl-like": _one_by_one(concurrency=None),
+    "gather": _one_by_one(concurrency=8),
+}
+"""By the names under which figures are kept."""

@@ -1,0 +1,96 @@
+"""What a benchmark run leaves: tables to read, and JSON with the versions and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_PACKAGES: Final = ("aiohttp", "attrs", "cattrs", "msgspec", "orjson", "stamina")
+
+
+@attrs.frozen
+class Table:
+    """A table; its cells are text already."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __str__(self) -> str:
+        columns = list(zip(self.header, *self.rows, strict=True))
+        widths = [max(map(len, column)) for column in columns]
+        lines = [
+            "| " + " | ".join(map(str.ljust, row, widths)) + " |"
+            for row in (self.header, ["-" * width for width in widths], *self.rows)
+        ]
+        return "\n".join([f"### {self.title}", "", *lines, ""])
+
+
+@attrs.frozen
+class Section:
+    """What one part of the benchmarks found: tables for people, figures for plots and files."""
+
+    tables: Sequence[Table]
+    figures: Any
+
+
+@attrs.frozen
+class Spread:
+    """The median of some rounds, and how far they lie apart."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Sum up the values of some rounds."""
+        known = list(values)
+        return cls(statistics.median(known), min(known), max(known))
+
+    def show(self, unit: float = 1.0, digits: int = 1) -> str:
+        """Give the median with the lowest and the highest value behind it."""
+        median, low, high = (f"{n / unit:.{digits}f}" for n in attrs.astuple(self))
+        return f"{median} ({low} to {high})"
+
+
+def machine() -> dict[str, Any]:
+    """Tell on what the figures were got."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def plain(value: Any) -> Any:
+    """Make JSON of figures: four digits of each number say enough."""
+    if isinstance(value, Spread):
+        value = attrs.asdict(value)
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(plain, value))
+    return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -1,0 +1,416 @@
+"""The parts of `python -m benchmarks`, one function each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import asdict, frozen
+
+from benchmarks import child
+from benchmarks.child import spawn
+from benchmarks.results import Section, Spread, Table
+from benchmarks.schedule import round_trips
+from benchmarks.server import runs, serving
+from ctrlapi_async import Batching
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+MS: Final = 1e-3
+US: Final = 1e-6
+MB: Final = 2.0**20
+
+_NAMES: Final = {
+    "floor": "floor: aiohttp, bodies made in advance, reply thrown away",
+    "orjson": "aiohttp + orjson.loads, nothing kept",
+    "package": "`stop_running`",
+    "package on uvloop": "`stop_running` on uvloop",
+    "by hand": "by hand: json, dicts, two phases",
+    "attrs": "by hand: orjson, a frozen attrs object a row",
+    "cattrs": "by hand: cattrs structures every row",
+    "curl-like": "one call a task, one after the other, a connection each",
+    "gather": "one call a task, `gather`, 8 at once",
+}
+
+
+def _rounds(
+    url: str, clients: Sequence[str], counts: list[int], rounds: int, **more: Any
+) -> dict[str, dict[int, dict[str, list[Any]]]]:
+    """Run clients side by side, each in a fresh process a round; figures by client and count."""
+    found: dict[str, dict[int, dict[str, list[Any]]]] = {
+        client: {count: defaultdict(list) for count in counts} for client in clients
+    }
+    for number in range(rounds):
+        for client in clients if number % 2 else reversed(clients):
+            for count, figures in spawn(child.runs, url, client, counts, **more).items():
+                for name, value in figures.items():
+                    found[client][int(count)][name].append(value)
+    return found
+
+
+def _ratio(mine: Iterable[float], others: Iterable[float]) -> Spread:
+    return Spread.of(a / b for a, b in zip(mine, others, strict=True))
+
+
+def cpu(*, quick: bool) -> Section:
+    """What a client's own process pays, by client."""
+    clients = ["floor", "orjson", "package", "package on uvloop", "by hand", "attrs", "cattrs"]
+    counts = [10_000, 100_000]
+    with serving() as url:
+        found = _rounds(url, clients, counts, 2 if quick else 5, repeats=3)
+    costs = {client: {count: found[client][count]["cpu"] for count in counts} for client in clients}
+    ratios = {
+        f"package / {other}": {
+            count: _ratio(costs["package"][count], costs[other][count]) for count in counts
+        }
+        for other in clients
+        if other != "package"
+    }
+    tables = [
+        Table(
+            f"CPU of {count:,} ids, half of them running (chunk 500, 8 at once)",
+            ["client", "CPU ms (spread)", "µs an id", "`stop_running` is × this"],
+            [
+                [
+                    _NAMES[client],
+                    (spread := Spread.of(costs[client][count])).show(MS),
+                    f"{spread.median / count / US:.2f}",
+                    ratios[f"package / {client}"][count].show(digits=2)
+                    if client != "package"
+                    else "",
+                ]
+                for client in clients
+            ],
+        )
+        for count in counts
+    ]
+    spreads = {
+        client: {count: Spread.of(rounds) for count, rounds in by_count.items()}
+        for client, by_count in costs.items()
+    }
+    return Section(tables, {"seconds": spreads, "ratios": ratios})
+
+
+_SHAPES: Final = [(500, 8), (100, 8), (500, 4), (1000, 16), (2000, 2)]
+
+
+def latency(*, quick: bool) -> Section:
+    """How close the wall time comes to the best schedule, and what a small job costs.
+
+    A schedule takes `round_trips`, each as long as one that the floor client makes alone; and no
+    client is faster than its own CPU.
+    """
+    count, rounds = 10_000, 1 if quick else 3
+    figures: list[dict[str, Any]] = []
+    for added in (0.0, 0.005, 0.05):
+        with serving(added) as url:
+            for chunk, slots in _SHAPES[: 2 if quick else None]:
+                trip = spawn(child.trip, url, chunk, 9)
+                shape = {"chunk": chunk, "concurrency": slots}
+                clients = ["package", "by hand"]
+                found = _rounds(url, clients, [count], rounds, repeats=3, **shape)
+                wall, own = (Spread.of(found["package"][count][name]) for name in ("wall", "cpu"))
+                trips = {
+                    first: round_trips(range(1, count + 1), chunk, slots, stops_first=first)
+                    for first in (True, False)
+                }
+                figures.append(
+                    {
+                        "added": added,
+                        **shape,
+                        "trip": trip,
+                        "trips": trips[True],
+                        "fewest_trips": min(trips.values()),
+                        "promised": max(own.median, trip * trips[True]),
+                        "best": max(own.median, trip * min(trips.values())),
+                        "cpu": own,
+                        "package": wall,
+                        "by hand": Spread.of(found["by hand"][count]["wall"]),
+                    }
+                )
+    table = Table(
+        f"Wall time of {count:,} ids against the best schedule (or the client's own CPU)",
+        [
+            "added",
+            "chunk x at once",
+            "stops first",
+            "best",
+            "wall ms",
+            "/ stops first",
+            "/ best",
+            "by hand ms",
+        ],
+        [
+            [
+                f"{run['added'] / MS:g} ms",
+                f"{run['chunk']} x {run['concurrency']}",
+                f"{run['trips']} trips, {run['promised'] / MS:.0f} ms",
+                f"{run['fewest_trips']} trips, {run['best'] / MS:.0f} ms",
+                run["package"].show(MS),
+                f"{run['package'].median / run['promised']:.2f}",
+                f"{run['package'].median / run['best']:.2f}",
+                run["by hand"].show(MS),
+            ]
+            for run in figures
+        ],
+    )
+    small = _small_jobs(quick=quick)
+    return Section([table, small], {"count": count, "runs": figures, "small": small.rows})
+
+
+def _small_jobs(*, quick: bool) -> Table:
+    counts = [1, 10, 100, 500]
+    with serving() as url:
+        found = _rounds(url, ["package", "floor"], counts, 1 if quick else 3, repeats=50)
+    rows = []
+    for count in counts:
+        package, floor = (found[client][count]["cpu"] for client in ("package", "floor"))
+        own = Spread.of(a - b for a, b in zip(package, floor, strict=True))
+        rows.append(
+            [
+                f"{count}",
+                " + ".join(map(str, found["package"][count]["requests"][0])),
+                Spread.of(package).show(MS, 2),
+                own.show(MS, 2),
+                Spread.of(found["package"][count]["wall"]).show(MS, 2),
+            ]
+        )
+    header = ["ids", "checks + stops", "CPU ms", "of it beyond the floor's", "wall ms"]
+    return Table("A small job in a session that is open", header, rows)
+
+
+def memory(*, quick: bool) -> Section:
+    """What a report weighs, and that a stream's memory does not grow."""
+    count = 100_000 if quick else 1_000_000
+    clients = ["package", "by hand"]
+    with serving() as url:
+        reports = {client: spawn(child.memory, url, client, count) for client in clients}
+        # A process each: memory that the first run gave back would hide what the second takes.
+        peaks = {
+            n: spawn(child.runs, url, "streaming", [n], repeats=1, warm=False)[str(n)]["peak"]
+            for n in (10_000, count)
+        }
+    package = reports["package"]
+    tables = [
+        Table(
+            f"A report of {count:,} tasks",
+            ["client", "bytes a task", "a look-up", "iteration, a million"],
+            [
+                [
+                    _NAMES["package"],
+                    f"{package['bytes']:.0f}",
+                    f"{package['lookup'] / US:.2f} µs",
+                    f"{package['iteration'] * 1e6:.2f} s",
+                ],
+                [_NAMES["by hand"], f"{reports['by hand']['bytes']:.0f}", "", ""],
+            ],
+        ),
+        Table(
+            "Peak memory of `stopping(..., collect=False)` over an async iterable",
+            ["ids", "MB above the start"],
+            [[f"{n:,}", f"{peak / MB:.1f}"] for n, peak in peaks.items()],
+        ),
+    ]
+    return Section(tables, {"count": count, "reports": reports, "stream_peaks": peaks})
+
+
+def lag(*, quick: bool) -> Section:
+    """How long the event loop is held up by a run, seen by a ticker beside it."""
+    figures: dict[str, dict[str, float]] = {}
+    cases = [(None, 0), ("package", 10_000), ("package", 100_000), ("by hand", 100_000)]
+    if not quick:
+        cases += [("package", 1_000_000), ("by hand", 1_000_000)]
+    with serving() as url:
+        for client, count in cases:
+            repeats = 5 if count < 1_000_000 else 1
+            name = f"{client}, {count:,} ids" if client else "nothing, 0.3 s"
+            figures[name] = spawn(child.lag, url, client, count, repeats)
+    table = Table(
+        "The event loop's longest gap beyond a 1 ms sleep (default chunk)",
+        ["beside", "longest ms", "longest in CPU time, ms", "gaps above 5 ms"],
+        [
+            [name, f"{gap['wall'] / MS:.1f}", f"{gap['cpu'] / MS:.1f}", f"{gap['slow']:.0f}"]
+            for name, gap in figures.items()
+        ],
+    )
+    return Section([table], figures)
+
+
+def growth(*, quick: bool) -> Section:
+    """How time, memory and requests grow with the number of ids."""
+    counts = [1000, 10_000, 100_000] + [1_000_000] * (not quick)
+    clients = ["package", "streaming", "by hand"]
+    found: dict[str, dict[int, dict[str, list[Any]]]] = {client: {} for client in clients}
+    with serving() as url:
+        for count in counts:
+            # A process each: what one size leaves behind would hide what the next one takes.
+            repeats = 3 if count < 1_000_000 else 1
+            for client, figures in _rounds(
+                url, clients, [count], 1, repeats=repeats, warm=count < 1_000_000
+            ).items():
+                found[client] |= figures
+    rows = []
+    for count in counts:
+        figures = found["package"][count]
+        checks, stops = figures["requests"][0]
+        promised = [-(-n // 500) for n in (count, sum(map(runs, range(1, count + 1))))]
+        rows.append(
+            [
+                f"{count:,}",
+                f"{figures['wall'][0] / count / US:.2f}",
+                f"{figures['cpu'][0] / count / US:.2f}",
+                *(f"{found[client][count]['peak'][0] / MB:.1f}" for client in clients),
+                f"{checks} + {stops}" + " as promised" * ([checks, stops] == promised),
+            ]
+        )
+    header = ["ids", "wall µs an id", "CPU µs an id"]
+    header += [f"MB at the peak, {client}" for client in clients]
+    table = Table("Growth (chunk 500, 8 at once)", [*header, "checks + stops"], rows)
+    return Section([table], found)
+
+
+def today(*, quick: bool) -> Section:
+    """How the package compares with what people do today."""
+    count, added = (200 if quick else 1000), 0.002
+    clients = ["curl-like", "gather", "by hand", "package"]
+    with serving(added) as url:
+        found = _rounds(url, clients, [count], 1 if quick else 2, repeats=1, chunk=100, warm=False)
+    walls, costs = (
+        {client: found[client][count][name] for client in clients} for name in ("wall", "cpu")
+    )
+    rows = [
+        [
+            _NAMES[client],
+            Spread.of(walls[client]).show(digits=3),
+            _ratio(walls[client], walls["package"]).show(),
+            Spread.of(costs[client]).show(MS, 0),
+            _ratio(costs[client], costs["package"]).show(),
+        ]
+        for client in clients
+    ]
+    title = f"{count:,} tasks, {added / MS:g} ms added by the server (chunk 100, 8 at once)"
+    header = ["client", "wall s", "× `stop_running`'s", "CPU ms", "× `stop_running`'s"]
+    return Section([Table(title, header, rows)], {"count": count, "wall": walls, "cpu": costs})
+
+
+def imports(*, quick: bool) -> Section:
+    """What importing the package costs beyond what any aiohttp, attrs and cattrs user pays."""
+    modules = ["ctrlapi_async.session", "msgspec, stamina, cattrs.preconf.msgspec"]
+    rounds: dict[str, list[float]] = {name: [] for name in modules}
+    for _ in range(3 if quick else 9):
+        for name in modules:
+            rounds[name].append(child.imports(name))
+    figures = {name: Spread.of(values) for name, values in rounds.items()}
+    table = Table(
+        "Import, CPU beyond that of aiohttp, attrs and cattrs",
+        ["modules", "ms"],
+        [[name, spread.show(MS)] for name, spread in figures.items()],
+    )
+    return Section([table], figures)
+
+
+# --- The sweep ------------------------------------------------------------------------------------
+
+_CHUNKS: Final = [1, 10, 50, 100, 200, 500, 1000, 2000, 5000]
+_SLOTS: Final = [1, 2, 4, 8, 16, 32]
+_PER_ID: Final = 20 * US
+_SERVERS: Final[Mapping[str, dict[str, Any]]] = {
+    "one worker": {"per_id": _PER_ID},
+    "side by side": {"per_id": _PER_ID, "side_by_side": True},
+    "no work": {},
+}
+
+
+@frozen
+class _World:
+    """A server of the sweep, and how many ids it is asked about."""
+
+    server: str
+    latency: float
+    count: int
+
+    @property
+    def cells(self) -> list[tuple[int, int]]:
+        """The chunks and concurrencies that are worth a run, foretold roughly."""
+        work = _PER_ID if "per_id" in _SERVERS[self.server] else 0.0
+        walls: dict[tuple[int, int], float] = {}
+        for chunk, slots in product(_CHUNKS, _SLOTS):
+            size = min(chunk, self.count)
+            # Never more requests are in flight than there are checks.
+            cell = size, min(slots, -(-self.count // size))
+            trip = self.latency + work * size + _TRIP
+            wall = round_trips(range(1, self.count + 1), *cell) * trip
+            walls[cell] = max(wall, 1.5 * work * self.count) if self.serial else wall
+        bound = _WORTH * min(walls.values())
+        return [cell for cell, wall in walls.items() if wall <= bound]
+
+    @property
+    def serial(self) -> bool:
+        """Whether the server works on one request after the other."""
+        return self.server == "one worker"
+
+    def run(self, repeats: int) -> dict[tuple[int, int], float]:
+        """Give the wall seconds of each cell that is worth a run; the default's is (0, 0)."""
+        default = (None, Batching().max_concurrency)
+        with serving(self.latency, **_SERVERS[self.server]) as url:
+            walls = spawn(child.sweep, url, self.count, [default, *self.cells], repeats)
+        return dict(zip([(0, 0), *self.cells], walls, strict=True))
+
+
+_TRIP: Final = 0.5 * MS
+_WORTH: Final = 1.6
+"""Cells that would take more than so many times the best one's time are not run."""
+
+
+def sweep(*, quick: bool) -> Section:
+    """How good the default `Batching` is on servers of several kinds."""
+    worlds = [
+        *(_World("one worker", *more) for more in product((0, 0.01, 0.05), (1000, 5000, 40_000))),
+        *(_World("side by side", *more) for more in product((0, 0.01), (1000, 40_000))),
+        *(_World("no work", *more) for more in product((0, 0.01), (1000, 40_000))),
+    ]
+    if quick:
+        worlds = [world for world in worlds if world.count == 1000]
+    # Those that wait for a server need little of the machine; three at once do not disturb.
+    with ThreadPoolExecutor(3) as pool:
+        found = dict(
+            zip(worlds, pool.map(lambda world: world.run(2 if quick else 4), worlds), strict=True)
+        )
+    rows = []
+    figures = []
+    for world, walls in found.items():
+        default = walls[0, 0]
+        swept = {cell: wall for cell, wall in walls.items() if cell != (0, 0)}
+        best = min(swept, key=swept.__getitem__)
+        batching = Batching()
+        rows.append(
+            [
+                world.server,
+                f"{world.latency / MS:g} ms",
+                f"{world.count:,}",
+                f"{best[0]} x {best[1]}",
+                f"{swept[best] / MS:.1f}",
+                f"{batching.chunk_for(world.count)} x {batching.max_concurrency}",
+                f"{default / MS:.1f}",
+                f"{default / swept[best]:.2f}",
+            ]
+        )
+        figures.append(
+            {
+                **asdict(world),
+                "default": default,
+                "cells": [[*cell, wall] for cell, wall in swept.items()],
+            }
+        )
+    header = ["server", "latency", "ids", "best", "ms", "default", "ms", "default / best"]
+    title = f"The sweep: chunk {_CHUNKS[0]} to {_CHUNKS[-1]}, {_SLOTS[0]} to {_SLOTS[-1]} at once"
+    return Section([Table(title, header, rows)], figures)
+
+
+SECTIONS: Final[Mapping[str, Callable[..., Section]]] = {
+    section.__name__: section
+    for section in (cpu, latency, memory, lag, sweep, growth, today, imports)
+}

@@ -1,0 +1,202 @@
+"""What a run came to, as text: tables for people, JSON and ids for programs. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+from rich import box
+from rich.table import Table
+
+from ctrlapi_async.models import StopResult, TaskStatus
+from ctrlapi_async.report import StopReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ctrlapi_async.models import StopOutcome, StopStats
+
+ROWS: Final = 24
+"""Lines of a table at most; a server with more statuses than that gets a line for the rest."""
+
+IDS: Final = 60
+"""Characters of ids in a line of a table, more or less."""
+
+WORDS: Final = 120
+"""Characters of a reason in a line of a table at most."""
+
+STYLES: Final = {
+    StopResult.STOP_SENT: "green",
+    StopResult.WOULD_STOP: "green",
+    StopResult.NOT_RUNNING: "",
+    StopResult.NOT_FOUND: "yellow",
+    StopResult.UNAVAILABLE: "yellow",
+    StopResult.NOT_SENT: "red",
+    StopResult.UNCONFIRMED: "red",
+}
+NEEDS_A_PERSON: Final = frozenset(
+    {StopResult.NOT_FOUND, StopResult.UNAVAILABLE, StopResult.NOT_SENT, StopResult.UNCONFIRMED}
+)
+
+_ORDER: Final = {word: place for place, word in enumerate([*StopResult, *TaskStatus])}
+
+
+def compressed(task_ids: Iterable[int], limit: int = IDS) -> str:
+    """Write ids shortly: `64-66, 70` or, when that gets long, `64, 66, 68 and 1,234 more`."""
+    ordered = sorted(task_ids)
+    words: list[str] = []
+    length = written = 0
+    while written < len(ordered) and length < limit:
+        first = last = ordered[written]
+        while written < len(ordered) and ordered[written] == last:
+            last += 1
+            written += 1
+        words.append(str(first) if last == first + 1 else f"{first}-{last - 1}")
+        length += len(words[-1]) + 2
+    rest = len(ordered) - written
+    return ", ".join(words) + f" and {rest:,} more" * bool(rest)
+
+
+def numbered(count: int, noun: str) -> str:
+    """Write `1 task` or `1,234 tasks`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def cost(stats: StopStats) -> str:
+    """Tell what a run cost."""
+    calls = [
+        numbered(count, f"{method} request")
+        for count, method in ((stats.status_calls, "TaskStatus"), (stats.stop_calls, "TaskStop"))
+        if count
+    ]
+    repeats = f", {stats.retries:,} of them repeated" * bool(stats.retries)
+    return f"{stats.elapsed:.2f} s, {' and '.join(calls) or 'no request'}{repeats}"
+
+
+def members(outcome: StopOutcome, *, with_result: bool = True) -> dict[str, Any]:
+    """Give an outcome's JSON form, as in a report's."""
+    result = {"result": outcome.result} if with_result else {}
+    return {
+        "task_id": outcome.task_id,
+        "project_id": outcome.project_id,
+        **result,
+        "status": outcome.status,
+        "error": outcome.error,
+    }
+
+
+def line(outcome: StopOutcome, *, with_result: bool = True) -> str:
+    """Write an outcome as a line of JSON."""
+    return json.dumps(members(outcome, with_result=with_result), ensure_ascii=False) + "\n"
+
+
+def stop_document(report: StopReport, keep: Callable[[StopOutcome], bool]) -> str:
+    """Write a report of the outcomes that `keep` wants, as `StopReport.from_json` reads it."""
+    return StopReport.of(filter(keep, report.values()), report.stats).to_json() + "\n"
+
+
+def status_document(report: StopReport, keep: Callable[[StopOutcome], bool]) -> str:
+    """Write the statuses of the tasks that `keep` wants."""
+    rows = [members(outcome, with_result=False) for outcome in report.values() if keep(outcome)]
+    return json.dumps({"tasks": rows}, ensure_ascii=False) + "\n"
+
+
+def stop_table(report: StopReport, keep: Callable[[StopOutcome], bool]) -> Table:
+    """Draw what became of the tasks: a line for all that ended alike."""
+    table = _table("Outcome", "Last status", caption=report)
+    groups = _groups(report, keep)
+    for (result, status), outcomes in groups[:ROWS]:
+        table.add_row(
+            _words(result), status or "", f"{len(outcomes):,}", _who(outcomes), style=STYLES[result]
+        )
+    _add_rest(table, groups[ROWS:], "", "")
+    return table
+
+
+def status_table(report: StopReport, keep: Callable[[StopOutcome], bool]) -> Table:
+    """Draw the statuses of the tasks: a line for all that have the same."""
+    table = _table("Status", caption=report)
+    groups = _groups(report, keep)
+    for (result, status), outcomes in groups[:ROWS]:
+        unanswered = "no answer" if result is StopResult.NOT_SENT else _words(result)
+        table.add_row(
+            status or unanswered, f"{len(outcomes):,}", _who(outcomes), style=STYLES[result]
+        )
+    _add_rest(table, groups[ROWS:], "")
+    return table
+
+
+def demo_table(report: StopReport, requests: int) -> Table:
+    """Draw what the demonstration came to.
+
+    Args:
+        report: What its run reported.
+        requests: How many requests the server counted.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, show_edge=False, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("asked", f"{len(report):,}")
+    for (result, status), outcomes in _groups(report, lambda _: True):
+        word = _words(result) + f", {status}" * (result is StopResult.NOT_RUNNING)
+        table.add_row(word, f"{len(outcomes):,}", style=STYLES[result])
+    table.add_section()
+    table.add_row("requests made", f"{requests:,}")
+    table.add_row("with one request a task", f"{len(report):,}")
+    table.add_row("seconds", f"{report.stats.elapsed:.2f}")
+    return table
+
+
+_Group = tuple[tuple[StopResult, str | None], list["StopOutcome"]]
+
+
+def _groups(report: StopReport, keep: Callable[[StopOutcome], bool]) -> list[_Group]:
+    groups: dict[tuple[StopResult, str | None], list[StopOutcome]] = {}
+    for outcome in report.values():
+        if keep(outcome):
+            groups.setdefault((outcome.result, outcome.status), []).append(outcome)
+
+    def place(group: _Group) -> tuple[int, int, str]:
+        result, status = group[0]
+        return _ORDER[result], _ORDER.get(status or "", len(_ORDER)), status or ""
+
+    return sorted(groups.items(), key=place)
+
+
+def _table(*columns: str, caption: StopReport) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        caption=f"{numbered(len(caption), 'task')} in {cost(caption.stats)}",
+        caption_justify="left",
+    )
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    table.add_column("Tasks", justify="right", no_wrap=True)
+    table.add_column("Which, and why", overflow="fold")
+    return table
+
+
+def _add_rest(table: Table, groups: Sequence[_Group], *cells: str) -> None:
+    if groups:
+        count = sum(len(outcomes) for _, outcomes in groups)
+        table.add_row("others", *cells[1:], f"{count:,}", "")
+
+
+def _words(result: StopResult) -> str:
+    return result.replace("_", " ")
+
+
+def _who(outcomes: list[StopOutcome]) -> str:
+    """Name the tasks that need a person, and the reasons given most often."""
+    if outcomes[0].result not in NEEDS_A_PERSON:
+        return ""
+    reasons = Counter(outcome.error for outcome in outcomes if outcome.error).most_common()
+    ids = compressed(outcome.task_id for outcome in outcomes)
+    if not reasons:
+        return ids
+    reason = " ".join(reasons[0][0].split())
+    shown = reason if len(reason) <= WORDS else reason[:WORDS] + "…"
+    return f"{ids}: {shown}" + f" (and {len(reasons) - 1:,} other reasons)" * (len(reasons) > 1)

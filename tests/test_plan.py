@@ -1,0 +1,578 @@
+"""The plan, driven by hand: no event loop, no clock, and replies in any state of disrepair."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctrlapi_async import (
+    ALL_ACTIVE,
+    HttpError,
+    MethodError,
+    ReplyError,
+    RequestError,
+    StopOutcome,
+    StopReport,
+    StopResult,
+    StopStats,
+    TasksDeniedError,
+    TaskStatus,
+)
+from ctrlapi_async.ledger import Ledger
+from ctrlapi_async.plan import Call, Job, Pool, StopPlan, Work, dooms, passes, undone
+from ctrlapi_async.wire import STOP_SENT, Answer, Row
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterable
+
+    from ctrlapi_async import CtrlApiError
+    from ctrlapi_async.plan import Repeat
+
+STATUSES = [str(status) for status in TaskStatus]
+MISSING = "(no row)"
+DENIED = "(an error)"
+STRANGE = "Hibernating"
+UNASKED = 10**6
+
+# Task by task: what TaskStatus says of it.
+worlds = st.dictionaries(
+    st.integers(0, 60),
+    st.sampled_from([*STATUSES, "Running", "Running", STRANGE, MISSING, DENIED]),
+    max_size=25,
+)
+chunks = st.integers(1, 12)
+chances = st.randoms(use_true_random=False)
+
+
+def project_of(task_id: int) -> int:
+    return 2 + task_id % 2
+
+
+class Drive:
+    """Drives a plan to its end, and keeps its own account of what the replies said.
+
+    Args:
+        world: What TaskStatus says of each task.
+        chance: Decides what happens next, and what becomes of the rows.
+        chunk: Task ids a request.
+        mangle: Whether rows are shuffled, repeated, left out and added.
+        options: For the plan.
+    """
+
+    def __init__(
+        self,
+        world: dict[int, str],
+        chance: random.Random,
+        *,
+        chunk: int,
+        mangle: bool = False,
+        fault: Callable[[Job], CtrlApiError | None] = lambda _: None,
+        collect: bool = True,
+        **options: Any,
+    ) -> None:
+        self.world = dict(world)
+        self.chance = chance
+        self.mangle = mangle
+        self.fault = fault
+        self.ledger = Ledger(collect=collect)
+        self.plan = StopPlan(self.ledger, **options)
+        self.plan.chunk = chunk
+        self.jobs: Counter[Work] = Counter()
+        self.heard: dict[int, str] = {}
+        self.lost: set[int] = set()
+        self.settled: Counter[int] = Counter()
+        self.expected: dict[int, StopOutcome] = {}
+        self.taken: list[StopOutcome] = []
+        self.flying: list[Job] = []
+        self.paused: list[Repeat] = []
+
+    # --- driving
+
+    def feed(self, task_ids: Iterable[int]) -> None:
+        for task_id in task_ids:
+            self.plan.feed(project_of(task_id), [task_id])
+
+    def run(self, rechecks: int = 2) -> StopReport:
+        while True:
+            moves: list[Callable[[], None]] = [self.answer] * len(self.flying)
+            moves += [self.bring_back] * bool(self.paused)
+            moves += [self.launch] * bool(self.plan.pickable())
+            if moves:
+                self.chance.choice(moves)()
+            elif rechecks and (self.plan.has_pending or self.plan.has_stopped):
+                rechecks -= 1
+                self.live_on()
+                self.plan.recheck()
+                self.plan.follow()
+            elif self.plan.has_pending or self.plan.has_stopped:
+                self.plan.stop_rechecking()
+                self.plan.stop_following()
+            else:
+                assert self.plan.pick() is None
+                break
+            self.taken += self.ledger.take()
+        while self.ledger.untaken:
+            self.taken += self.ledger.take()
+        assert not self.plan.stopping
+        assert self.plan.backlog == 0
+        self.plan.close("over")
+        return self.ledger.report(StopStats(), {})
+
+    def live_on(self) -> None:
+        """Let some pending tasks start, and some stopped ones end."""
+        for task_id, status in self.world.items():
+            turns = {"Scheduled": "Explore", "Explore": "Running"}
+            if self.expected.get(task_id) and self.expected[task_id].result == "stop_sent":
+                turns = {"Running": self.chance.choice(["Canceled", "Completed", "Running"])}
+            self.world[task_id] = turns.get(status, status)
+
+    def launch(self) -> None:
+        job = self.plan.pick()
+        assert job is not None
+        self.start(job)
+
+    def start(self, job: Job) -> None:
+        assert job.calls
+        assert 0 < job.size <= self.plan.chunk
+        assert len({call.project_id for call in job.calls}) == len(job.calls)
+        self.jobs[job.work] += 1
+        if job.work is Work.STOP:
+            for task_id in ids_of(job):
+                assert self.heard.get(task_id) == "Running", "stopped without need"
+        self.plan.launch(job)
+        self.flying.append(job)
+
+    def bring_back(self) -> None:
+        job, error = self.paused.pop(self.chance.randrange(len(self.paused)))
+        if job.attempt >= 3:
+            self.plan.give_up(job, error)
+        elif self.plan.recall(job):
+            job.attempt += 1
+            self.start(job)
+
+    def answer(self) -> None:
+        job = self.flying.pop(self.chance.randrange(len(self.flying)))
+        if (error := self.fault(job)) is not None:
+            if job.work is Work.STOP and not undone(error):
+                for task_id in ids_of(job):
+                    self.heard[task_id] = "?"
+            if isinstance(error, MethodError):
+                self.paused += self.plan.answered(job, [error] * len(job.calls))
+            else:
+                self.paused += self.plan.failed(job, error)
+            return
+        book = {
+            Work.CHECK: self.check,
+            Work.STOP: self.stop,
+            Work.SETTLE: self.settle,
+            Work.CONFIRM: self.confirm,
+        }[job.work]
+        answers: list[Answer[list[Row]] | CtrlApiError] = []
+        for call in job.calls:
+            rows = [row for task_id in call.task_ids for row in book(task_id)]  # type: ignore[union-attr]
+            if self.mangle:
+                if self.chance.random() < 0.3:
+                    rows += [Row(UNASKED, "Running"), Row(UNASKED + 1, None, "no")]
+                self.chance.shuffle(rows)
+            answers.append(Answer(rows))
+        self.paused += self.plan.answered(job, answers)
+
+    # --- what the rows say, and what follows from them
+
+    def tell(self, task_id: int, result: StopResult, error: str | None = None) -> None:
+        status = self.heard.get(task_id)
+        known = status if status is None or status == STRANGE else TaskStatus(status)
+        self.expected[task_id] = StopOutcome(task_id, project_of(task_id), result, known, error)
+
+    def check(self, task_id: int) -> list[Row]:
+        said = self.world[task_id]
+        if self.mangle and self.chance.random() < 0.1:
+            said = MISSING
+        if said in (MISSING, DENIED):
+            self.heard.pop(task_id, None)
+            words = "the reply holds no row for it" if said == MISSING else "no such task"
+            self.tell(task_id, StopResult.NOT_FOUND, words)
+            return [Row(task_id, None, "no such task")] if said == DENIED else []
+        rows = [Row(task_id, said)]
+        if self.mangle and self.chance.random() < 0.2:
+            # It was Running a moment ago, says one row; another knows better.
+            rows.append(Row(task_id, self.chance.choice([said, "Running"])))
+        self.heard[task_id] = said
+        if said == "Running":
+            result = StopResult.WOULD_STOP if self.plan._dry_run else StopResult.NOT_SENT
+        else:
+            result = StopResult.NOT_RUNNING
+        self.tell(task_id, result)
+        return rows
+
+    def stop(self, task_id: int) -> list[Row]:
+        sent = Row(task_id, STOP_SENT)
+        unavailable = Row(task_id, None, "Stopping task is unavailable")
+        answer = self.chance.choice(range(7)) if self.mangle else 0
+        if answer < 2:
+            self.tell(task_id, StopResult.STOP_SENT)
+            return [sent] * (answer + 1)
+        if answer == 2 and task_id not in self.lost:
+            self.tell(task_id, StopResult.UNAVAILABLE, "Stopping task is unavailable")
+            return [unavailable]
+        # Nobody knows now what became of the stop.
+        self.lost.add(task_id)
+        self.heard[task_id] = "?"
+        return {
+            2: [unavailable],
+            3: [],
+            4: [Row(task_id, "Stop request was sunk")],
+            5: [sent, unavailable],
+            6: [Row(task_id, STOP_SENT), Row(task_id, "Perhaps")],
+        }[answer]
+
+    def settle(self, task_id: int) -> list[Row]:
+        self.settled[task_id] += 1
+        often = self.settled[task_id] > 1
+        said = self.chance.choice(
+            ["Canceled", "Completed", MISSING, "Running"][: 3 if often else 4]
+        )
+        if said == MISSING:
+            self.heard[task_id] = "Running"
+            self.tell(task_id, StopResult.UNCONFIRMED)
+            return []
+        self.heard[task_id] = said
+        if said != "Running":
+            canceled = said == "Canceled"
+            self.tell(task_id, StopResult.STOP_SENT if canceled else StopResult.NOT_RUNNING)
+        return [Row(task_id, said)]
+
+    def confirm(self, task_id: int) -> list[Row]:
+        assert self.expected[task_id].result is StopResult.STOP_SENT
+        said = self.world[task_id]
+        if self.mangle and self.chance.random() < 0.2:
+            return []
+        self.heard[task_id] = said
+        self.tell(task_id, StopResult.STOP_SENT)
+        return [Row(task_id, said)]
+
+
+def ids_of(job: Job) -> list[int]:
+    return [task_id for call in job.calls for task_id in call.task_ids]  # type: ignore[union-attr]
+
+
+def ceil_div(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def said(report: StopReport) -> dict[int, tuple[Any, ...]]:
+    """Give what was said of each task, but for our own words about lost stops."""
+    return {
+        n: (
+            each.project_id,
+            each.result,
+            each.status,
+            None if each.result is StopResult.UNCONFIRMED else each.error,
+        )
+        for n, each in report.items()
+    }
+
+
+# --- The promises ---------------------------------------------------------------------------------
+
+
+@given(worlds, chunks, chances, st.booleans())
+def test_each_task_has_its_outcome_and_no_call_is_wasted(
+    world: dict[int, str], chunk: int, chance: random.Random, dry_run: bool
+) -> None:
+    drive = Drive(world, chance, chunk=chunk, dry_run=dry_run)
+    drive.feed(world)
+    drive.feed(chance.choices(list(world), k=5) if world else [])  # duplicates count once
+    drive.plan.source_open = False
+    report = drive.run()
+    running = sum(status == "Running" for status in world.values())
+    assert drive.jobs == +Counter(
+        {
+            Work.CHECK: ceil_div(len(world), chunk),
+            Work.STOP: 0 if dry_run else ceil_div(running, chunk),
+        }
+    )
+    assert list(report) == list(world)
+    assert dict(report) == drive.expected
+    assert report.complete
+    assert {each.task_id: each for each in drive.taken} == drive.expected
+    assert len(drive.taken) == len(world)
+    assert drive.plan.errors == []
+
+
+@given(worlds, chunks, chances, st.booleans(), st.booleans(), st.booleans())
+def test_rows_in_any_disorder_shift_no_outcome(
+    world: dict[int, str], chunk: int, chance: random.Random, watch: bool, confirm: bool, late: bool
+) -> None:
+    drive = Drive(world, chance, chunk=chunk, mangle=True, watch=watch, confirm=confirm)
+    drive.feed(world)
+    if late:
+        drive.plan.flush()
+    drive.plan.source_open = False
+    report = drive.run()
+    assert list(report) == list(world)
+    assert said(report) == said(StopReport.of(drive.expected.values()))
+    assert sorted(each.task_id for each in drive.taken) == sorted(world)
+    assert report.complete is (report.counts[StopResult.UNCONFIRMED] == 0)
+    assert bool(drive.plan.errors) is not report.complete
+
+
+FAULTS: list[Callable[[Job], CtrlApiError]] = [
+    lambda _: RequestError("cut"),
+    lambda _: RequestError("not reached", sent=False),
+    lambda _: HttpError("HTTP 500", 500),
+    lambda _: HttpError("HTTP 503", 503),
+    lambda _: HttpError("HTTP 413", 413),
+    lambda _: ReplyError("cut short"),
+    lambda job: MethodError(job.work.method, "license expired"),
+    lambda job: TasksDeniedError(job.work.method, "access denied to tasks", ids_of(job)[:1]),
+    lambda job: TasksDeniedError(job.work.method, "access denied to tasks"),
+]
+
+
+@given(worlds, chunks, chances, st.booleans(), st.booleans())
+def test_whatever_fails_each_task_has_one_outcome_and_no_stop_is_sent_blindly(
+    world: dict[int, str], chunk: int, chance: random.Random, confirm: bool, collect: bool
+) -> None:
+    def fault(job: Job) -> CtrlApiError | None:
+        return chance.choice(FAULTS)(job) if chance.random() < 0.3 else None
+
+    drive = Drive(
+        world, chance, chunk=chunk, mangle=True, fault=fault, confirm=confirm, collect=collect
+    )
+    drive.feed(world)
+    drive.plan.source_open = False
+    report = drive.run()
+    assert sum(drive.ledger.counts.values()) == len(world)
+    assert sorted(each.task_id for each in drive.taken) == sorted(world)
+    if collect:
+        assert list(report) == list(world)
+        assert {each.task_id: each for each in drive.taken} == dict(report)
+        assert report.complete or drive.plan.errors
+        for task_id, each in report.items():
+            if each.result is StopResult.STOP_SENT:
+                assert drive.expected[task_id].result is StopResult.STOP_SENT
+
+
+@given(worlds, chunks, chances, st.integers(0, 30))
+def test_at_any_moment_all_is_accounted_for(
+    world: dict[int, str], chunk: int, chance: random.Random, moves: int
+) -> None:
+    drive = Drive(world, chance, chunk=chunk, mangle=True)
+    drive.feed(world)
+    drive.plan.source_open = False
+    for _ in range(moves):
+        if drive.flying and chance.random() < 0.5:
+            drive.answer()
+        elif drive.plan.pickable():
+            drive.launch()
+        under_way = drive.plan.unconfirmed()
+        assert len(under_way) == drive.plan.unconfirmed_count()
+        report = drive.ledger.report(StopStats(), under_way)
+        assert list(report) == list(world)
+        counts = drive.ledger.counts
+        counts[StopResult.NOT_SENT] -= len(under_way)
+        counts[StopResult.UNCONFIRMED] += len(under_way)
+        assert report.counts == counts
+    stops = {n for job in drive.flying if job.work is Work.STOP for n in ids_of(job)}
+    drive.plan.close("the deadline")
+    end = drive.ledger.report(StopStats(), {})
+    assert list(end) == list(world)
+    for task_id, each in end.items():
+        if task_id in stops:
+            assert each.result is StopResult.UNCONFIRMED
+        if each.result is StopResult.NOT_SENT:
+            assert each.error == "the deadline"
+
+
+# --- What goes first ------------------------------------------------------------------------------
+
+
+def planned(chunk: int, count: int, **options: Any) -> StopPlan:
+    plan = StopPlan(Ledger(collect=True), **options)
+    plan.chunk = chunk
+    plan.feed(2, list(range(count)))
+    return plan
+
+
+def answered(plan: StopPlan, job: Job, status: str = "Running") -> None:
+    plan.launch(job)
+    (call,) = job.calls
+    assert isinstance(call.task_ids, list)
+    assert plan.answered(job, [Answer([Row(n, status) for n in call.task_ids])]) == []
+
+
+def test_a_full_stop_goes_before_the_next_check_and_a_partial_one_last() -> None:
+    plan = planned(2, 5)
+    plan.source_open = False
+    order = []
+    while job := plan.pick():
+        order.append((job.work, job.size))
+        answered(plan, job, "Running" if job.work is Work.CHECK else STOP_SENT)
+    assert order == [
+        (Work.CHECK, 2),
+        (Work.STOP, 2),
+        (Work.CHECK, 2),
+        (Work.STOP, 2),
+        (Work.CHECK, 1),
+        (Work.STOP, 1),
+    ]
+
+
+def test_a_partial_stop_waits_for_checks_under_way() -> None:
+    plan = planned(2, 3)
+    plan.source_open = False
+    first, second = plan.pick(), plan.pick()
+    assert first is not None
+    assert second is not None
+    plan.launch(first)
+    answered(plan, second)
+    assert plan.pickable() == 0
+    assert plan.pick() is None
+    plan.answered(first, [Answer([Row(0, "Running"), Row(1, "Completed")])])
+    job = plan.pick()
+    assert job is not None
+    assert (job.work, job.size) == (Work.STOP, 2)
+
+
+def test_too_little_for_a_chunk_waits_while_the_source_is_open() -> None:
+    plan = planned(4, 3)
+    assert plan.partial
+    assert plan.pick() is None
+    plan.flush()
+    job = plan.pick()
+    assert job is not None
+    assert (job.work, job.size) == (Work.CHECK, 3)
+    plan.launch(job)
+    assert not plan.partial
+    plan.answered(job, [Answer([Row(n, "Running") for n in range(3)])])
+    assert plan.pick() is None
+    assert plan.partial
+    plan.flush()
+    job = plan.pick()
+    assert job is not None
+    assert (job.work, job.size) == (Work.STOP, 3)
+
+
+def test_all_active_is_whatever_the_server_names() -> None:
+    plan = StopPlan(ledger := Ledger(collect=True))
+    plan.chunk = 2
+    plan.feed_all_active(2)
+    plan.source_open = False
+    job = plan.pick()
+    assert job is not None
+    assert job.calls == [Call(2, ALL_ACTIVE)]
+    plan.launch(job)
+    rows = [Row(9, "Running"), Row(5, "Scheduled"), Row(7, "Running"), Row(9, "Completed")]
+    plan.answered(job, [Answer(rows)])
+    stop = plan.pick()
+    assert stop is not None
+    assert stop.calls == [Call(2, [7])]
+    answered(plan, stop, STOP_SENT)
+    assert plan.pick() is None
+    report = ledger.report(StopStats(), {})
+    assert [(n, each.result, each.status) for n, each in report.items()] == [
+        (9, StopResult.NOT_RUNNING, TaskStatus.COMPLETED),
+        (5, StopResult.NOT_RUNNING, TaskStatus.SCHEDULED),
+        (7, StopResult.STOP_SENT, TaskStatus.RUNNING),
+    ]
+
+
+def test_tasks_are_stopped_unchecked_where_that_is_asked_for() -> None:
+    plan = planned(2, 3, first=Work.STOP)
+    plan.source_open = False
+    works = []
+    while job := plan.pick():
+        works.append(job.work)
+        answered(plan, job, STOP_SENT)
+    assert works == [Work.STOP, Work.STOP]
+    report = plan._ledger.report(StopStats(), {})
+    assert {(each.result, each.status) for each in report.values()} == {
+        (StopResult.STOP_SENT, None)
+    }
+
+
+def test_a_row_that_says_nothing_is_a_malformed_reply_that_says_where() -> None:
+    plan = planned(2, 2)
+    job = plan.pick()
+    assert job is not None
+    plan.launch(job)
+    answer = Answer([Row(0, "Running"), Row(1)], where="$.reply[3].result")
+    [(again, error)] = plan.answered(job, [answer])
+    assert ids_of(again) == [0, 1]
+    assert isinstance(error, ReplyError)
+    assert error.where == "$.reply[3].result[1]"
+
+
+def test_the_words_beside_a_result_tell_why_a_row_is_missing() -> None:
+    plan = planned(2, 2)
+    plan.source_open = False
+    job = plan.pick()
+    assert job is not None
+    plan.launch(job)
+    plan.answered(job, [Answer([Row(0, "Completed")], words="task 1 was archived")])
+    outcome = plan._ledger.report(StopStats(), {})[1]
+    assert (outcome.result, outcome.error) == (StopResult.NOT_FOUND, "task 1 was archived")
+
+
+# --- The pool -------------------------------------------------------------------------------------
+
+
+def project_first(item: tuple[int, int]) -> int:
+    return item[0]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers()))),
+    st.lists(st.integers(1, 9)),
+    st.integers(0, 3),
+)
+def test_a_pool_gives_back_what_it_got_in_order(
+    parts: list[tuple[int, list[int]]], limits: list[int], gone: int
+) -> None:
+    pool = Pool()
+    inside: list[tuple[int, int]] = []
+    for project_id, task_ids in parts:
+        pool.add(project_id, list(task_ids))
+        inside += [(project_id, n) for n in task_ids]
+    for limit in limits:
+        calls = pool.take(limit)
+        taken, inside = inside[:limit], inside[limit:]
+        assert calls == [
+            Call(project, [n for mine, n in taken if mine == project])
+            for project in dict.fromkeys(mine for mine, _ in taken)
+        ]
+        assert pool.size == len(inside)
+    assert pool.withdraw(gone) == [n for project, n in inside if project == gone]
+    inside = [(project, n) for project, n in inside if project != gone]
+    assert pool.size == len(inside)
+    left = [(c.project_id, n) for calls in pool.take_all(1) for c in calls for n in c.task_ids]  # type: ignore[union-attr]
+    assert sorted(left, key=project_first) == sorted(inside, key=project_first)
+
+
+# --- What an error means --------------------------------------------------------------------------
+
+DOOM, PASSING, FINAL = "doom", "passing", "final"
+ERRORS: list[tuple[CtrlApiError, str, bool]] = [
+    *((HttpError("", status), DOOM, True) for status in (400, 404, 405, 422)),
+    *((HttpError("", status), DOOM, False) for status in (301, 302, 307)),
+    *((HttpError("", status), PASSING, True) for status in (425, 429, 503)),
+    *((HttpError("", status), PASSING, False) for status in (408, 500, 502, 504)),
+    (HttpError("", 413), FINAL, True),
+    (MethodError("TaskStop", ""), FINAL, True),
+    (RequestError("", sent=False), PASSING, True),
+    (RequestError(""), PASSING, False),
+    (ReplyError(""), PASSING, False),
+]
+
+
+@pytest.mark.parametrize(("error", "kind", "nothing_done"), ERRORS, ids=repr)
+def test_what_an_error_means(error: CtrlApiError, kind: str, nothing_done: bool) -> None:
+    assert dooms(error) is (kind == DOOM)
+    assert passes(error) is (kind == PASSING)
+    assert undone(error) is nothing_done
