@@ -12,7 +12,7 @@ import sys
 import time
 import tracemalloc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
 import uvloop
@@ -34,7 +34,7 @@ _STATUS: Final = Path("/proc/self/status")
 class Meter:
     """`with Meter() as meter:` measures wall and CPU seconds, and peak memory, of a block."""
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> Self:
         self._memory = _memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5", "ascii")  # forgets the peak so far
         self._wall, self._cpu = time.perf_counter(), time.process_time()
@@ -71,10 +71,10 @@ async def runs(
     url: str,
     client: str,
     counts: list[int],
+    *,
     repeats: int,
     chunk: int | None = 500,
     concurrency: int = 8,
-    *,
     warm: bool = True,
 ) -> dict[str, Any]:
     """Run a client over so many ids, once to warm up, then `repeats` times."""
@@ -98,12 +98,25 @@ async def runs(
     return figures
 
 
-async def trip(url: str, chunk: int, repeats: int) -> float:
-    """Give the seconds of one request of a chunk, sent alone by the floor client."""
-    job = Job(url, _ids(chunk), chunk, concurrency=1)
-    async with CLIENTS["floor"](job) as run:
-        await run()  # both its requests: a check, and a stop half as long
-        return statistics.median([(await _measured(run))[0].wall / 2 for _ in range(repeats)])
+async def shapes(
+    url: str, client: str, count: int, cells: list[tuple[int, int]]
+) -> list[dict[str, float]]:
+    """Run a client once to warm up, then three times, for each chunk and concurrency."""
+    return [
+        (await runs(url, client, [count], repeats=3, chunk=chunk, concurrency=slots))[str(count)]
+        for chunk, slots in cells
+    ]
+
+
+async def trips(url: str, chunks: list[int]) -> list[float]:
+    """Give the seconds of one request of each chunk, sent alone by the floor client."""
+    seconds = []
+    for chunk in chunks:
+        async with CLIENTS["floor"](Job(url, _ids(chunk), chunk, concurrency=1)) as run:
+            await run()  # both its requests: a check, and a stop half as long
+            meters = [(await _measured(run))[0] for _ in range(9)]
+        seconds.append(statistics.median(meter.wall / 2 for meter in meters))
+    return seconds
 
 
 async def sweep(
@@ -140,8 +153,6 @@ async def memory(url: str, client: str, count: int) -> dict[str, float]:
     """Weigh what a client's run leaves behind, and time the report's look-ups and iteration."""
     ids = _ids(count)
     async with CLIENTS[client](Job(url, ids)) as run:
-        await run()
-        gc.collect()
         tracemalloc.start()
         report = await run()
         gc.collect()
@@ -197,7 +208,7 @@ async def lag(url: str, client: str | None, count: int, repeats: int) -> dict[st
 
 
 _TASKS: Final[dict[str, Callable[..., Coroutine[Any, Any, Any]]]] = {
-    task.__name__: task for task in (runs, trip, sweep, memory, lag)
+    task.__name__: task for task in (runs, shapes, trips, sweep, memory, lag)
 }
 
 

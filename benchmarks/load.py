@@ -1,15 +1,18 @@
-"""`python -m benchmarks load`: dry runs against a server of one's own; only TaskStatus is called."""
+"""`python -m benchmarks load`: dry runs against your own server; only TaskStatus is called."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import getpass
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from benchmarks.results import Spread, Table
 from ctrlapi_async import ALL_ACTIVE, Batching, ControlSession, StopReport
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def _ids(text: str) -> list[int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from operator import truediv
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import asdict, frozen
@@ -36,13 +37,15 @@ _NAMES: Final = {
 }
 
 
+_Found = dict[str, dict[int, dict[str, list[Any]]]]
+"""By client, number of ids and kind of figure: the figures of all rounds."""
+
+
 def _rounds(
     url: str, clients: Sequence[str], counts: list[int], rounds: int, **more: Any
-) -> dict[str, dict[int, dict[str, list[Any]]]]:
+) -> _Found:
     """Run clients side by side, each in a fresh process a round; figures by client and count."""
-    found: dict[str, dict[int, dict[str, list[Any]]]] = {
-        client: {count: defaultdict(list) for count in counts} for client in clients
-    }
+    found: _Found = {client: {count: defaultdict(list) for count in counts} for client in clients}
     for number in range(rounds):
         for client in clients if number % 2 else reversed(clients):
             for count, figures in spawn(child.runs, url, client, counts, **more).items():
@@ -52,46 +55,55 @@ def _rounds(
 
 
 def _ratio(mine: Iterable[float], others: Iterable[float]) -> Spread:
-    return Spread.of(a / b for a, b in zip(mine, others, strict=True))
+    return Spread.of(map(truediv, mine, others))
 
 
 def cpu(*, quick: bool) -> Section:
     """What a client's own process pays, by client."""
     clients = ["floor", "orjson", "package", "package on uvloop", "by hand", "attrs", "cattrs"]
-    counts = [10_000, 100_000]
     with serving() as url:
-        found = _rounds(url, clients, counts, 2 if quick else 5, repeats=3)
-    costs = {client: {count: found[client][count]["cpu"] for count in counts} for client in clients}
-    ratios = {
-        f"package / {other}": {
-            count: _ratio(costs["package"][count], costs[other][count]) for count in counts
-        }
-        for other in clients
-        if other != "package"
-    }
-    tables = [
-        Table(
-            f"CPU of {count:,} ids, half of them running (chunk 500, 8 at once)",
-            ["client", "CPU ms (spread)", "µs an id", "`stop_running` is × this"],
-            [
-                [
-                    _NAMES[client],
-                    (spread := Spread.of(costs[client][count])).show(MS),
-                    f"{spread.median / count / US:.2f}",
-                    ratios[f"package / {client}"][count].show(digits=2)
-                    if client != "package"
-                    else "",
-                ]
-                for client in clients
-            ],
+        found = _rounds(url, clients, [10_000, 100_000], 2 if quick else 5, repeats=3)
+    with serving(wide=True) as url:
+        wide = _rounds(
+            url, ["orjson", "package", "by hand"], [100_000], 1 if quick else 3, repeats=3
         )
-        for count in counts
+    tables = [
+        _cpu_table(found, 10_000, "half of them running (chunk 500, 8 at once)"),
+        _cpu_table(found, 100_000, "half of them running (chunk 500, 8 at once)"),
+        _cpu_table(wide, 100_000, "rows with six members"),
     ]
-    spreads = {
-        client: {count: Spread.of(rounds) for count, rounds in by_count.items()}
-        for client, by_count in costs.items()
+    costs = {
+        client: {count: figures["cpu"] for count, figures in by_count.items()}
+        for client, by_count in found.items()
     }
-    return Section(tables, {"seconds": spreads, "ratios": ratios})
+    figures = {
+        "seconds": {
+            client: {count: Spread.of(values) for count, values in by_count.items()}
+            for client, by_count in costs.items()
+        },
+        "package_over": {
+            client: {count: _ratio(costs["package"][count], by_count[count]) for count in by_count}
+            for client, by_count in costs.items()
+        },
+    }
+    return Section(tables, figures)
+
+
+def _cpu_table(found: _Found, count: int, what: str) -> Table:
+    rows = []
+    for client, by_count in found.items():
+        cost = Spread.of(by_count[count]["cpu"])
+        ratio = _ratio(found["package"][count]["cpu"], by_count[count]["cpu"]).show(digits=2)
+        rows.append(
+            [
+                _NAMES[client],
+                cost.show(MS),
+                f"{cost.median / count / US:.2f}",
+                ratio if client != "package" else "",
+            ]
+        )
+    header = ["client", "CPU ms (spread)", "µs an id", "`stop_running` is x this"]
+    return Table(f"CPU of {count:,} ids, {what}", header, rows)
 
 
 _SHAPES: Final = [(500, 8), (100, 8), (500, 4), (1000, 16), (2000, 2)]
@@ -103,34 +115,37 @@ def latency(*, quick: bool) -> Section:
     A schedule takes `round_trips`, each as long as one that the floor client makes alone; and no
     client is faster than its own CPU.
     """
-    count, rounds = 10_000, 1 if quick else 3
+    count, shapes = 10_000, _SHAPES[: 2 if quick else None]
     figures: list[dict[str, Any]] = []
     for added in (0.0, 0.005, 0.05):
+        found: dict[str, list[Any]] = defaultdict(list)
         with serving(added) as url:
-            for chunk, slots in _SHAPES[: 2 if quick else None]:
-                trip = spawn(child.trip, url, chunk, 9)
-                shape = {"chunk": chunk, "concurrency": slots}
-                clients = ["package", "by hand"]
-                found = _rounds(url, clients, [count], rounds, repeats=3, **shape)
-                wall, own = (Spread.of(found["package"][count][name]) for name in ("wall", "cpu"))
-                trips = {
-                    first: round_trips(range(1, count + 1), chunk, slots, stops_first=first)
-                    for first in (True, False)
+            for client in ["package", "by hand", "floor"] * (1 if quick else 3):
+                found[client].append(spawn(child.shapes, url, client, count, shapes))
+            length = spawn(child.trips, url, [chunk for chunk, _ in shapes])
+        for place, (chunk, slots) in enumerate(shapes):
+            own = Spread.of(run[place]["cpu"] for run in found["package"])
+            trips = {
+                first: round_trips(range(1, count + 1), chunk, slots, stops_first=first)
+                for first in (True, False)
+            }
+            figures.append(
+                {
+                    "added": added,
+                    "chunk": chunk,
+                    "concurrency": slots,
+                    "trip": length[place],
+                    "trips": trips[True],
+                    "fewest_trips": min(trips.values()),
+                    "promised": max(own.median, length[place] * trips[True]),
+                    "best": max(own.median, length[place] * min(trips.values())),
+                    "cpu": own,
+                    **{
+                        client: Spread.of(run[place]["wall"] for run in runs)
+                        for client, runs in found.items()
+                    },
                 }
-                figures.append(
-                    {
-                        "added": added,
-                        **shape,
-                        "trip": trip,
-                        "trips": trips[True],
-                        "fewest_trips": min(trips.values()),
-                        "promised": max(own.median, trip * trips[True]),
-                        "best": max(own.median, trip * min(trips.values())),
-                        "cpu": own,
-                        "package": wall,
-                        "by hand": Spread.of(found["by hand"][count]["wall"]),
-                    }
-                )
+            )
     table = Table(
         f"Wall time of {count:,} ids against the best schedule (or the client's own CPU)",
         [
@@ -142,6 +157,7 @@ def latency(*, quick: bool) -> Section:
             "/ stops first",
             "/ best",
             "by hand ms",
+            "floor ms",
         ],
         [
             [
@@ -152,7 +168,8 @@ def latency(*, quick: bool) -> Section:
                 run["package"].show(MS),
                 f"{run['package'].median / run['promised']:.2f}",
                 f"{run['package'].median / run['best']:.2f}",
-                run["by hand"].show(MS),
+                f"{run['by hand'].median / MS:.1f}",
+                f"{run['floor'].median / MS:.1f}",
             ]
             for run in figures
         ],
@@ -243,7 +260,7 @@ def growth(*, quick: bool) -> Section:
     """How time, memory and requests grow with the number of ids."""
     counts = [1000, 10_000, 100_000] + [1_000_000] * (not quick)
     clients = ["package", "streaming", "by hand"]
-    found: dict[str, dict[int, dict[str, list[Any]]]] = {client: {} for client in clients}
+    found: _Found = {client: {} for client in clients}
     with serving() as url:
         for count in counts:
             # A process each: what one size leaves behind would hide what the next one takes.
@@ -254,14 +271,14 @@ def growth(*, quick: bool) -> Section:
                 found[client] |= figures
     rows = []
     for count in counts:
-        figures = found["package"][count]
-        checks, stops = figures["requests"][0]
+        mine = found["package"][count]
+        checks, stops = mine["requests"][0]
         promised = [-(-n // 500) for n in (count, sum(map(runs, range(1, count + 1))))]
         rows.append(
             [
                 f"{count:,}",
-                f"{figures['wall'][0] / count / US:.2f}",
-                f"{figures['cpu'][0] / count / US:.2f}",
+                f"{mine['wall'][0] / count / US:.2f}",
+                f"{mine['cpu'][0] / count / US:.2f}",
                 *(f"{found[client][count]['peak'][0] / MB:.1f}" for client in clients),
                 f"{checks} + {stops}" + " as promised" * ([checks, stops] == promised),
             ]
@@ -292,7 +309,7 @@ def today(*, quick: bool) -> Section:
         for client in clients
     ]
     title = f"{count:,} tasks, {added / MS:g} ms added by the server (chunk 100, 8 at once)"
-    header = ["client", "wall s", "× `stop_running`'s", "CPU ms", "× `stop_running`'s"]
+    header = ["client", "wall s", "x `stop_running`'s", "CPU ms", "x `stop_running`'s"]
     return Section([Table(title, header, rows)], {"count": count, "wall": walls, "cpu": costs})
 
 
@@ -314,7 +331,7 @@ def imports(*, quick: bool) -> Section:
 
 # --- The sweep ------------------------------------------------------------------------------------
 
-_CHUNKS: Final = [1, 10, 50, 100, 200, 500, 1000, 2000, 5000]
+_CHUNKS: Final = [1, 50, 100, 200, 500, 625, 1000, 2000, 5000]
 _SLOTS: Final = [1, 2, 4, 8, 16, 32]
 _PER_ID: Final = 20 * US
 _SERVERS: Final[Mapping[str, dict[str, Any]]] = {
@@ -337,7 +354,9 @@ class _World:
         """The chunks and concurrencies that are worth a run, foretold roughly."""
         work = _PER_ID if "per_id" in _SERVERS[self.server] else 0.0
         walls: dict[tuple[int, int], float] = {}
-        for chunk, slots in product(_CHUNKS, _SLOTS):
+        # Where a run takes a second or more, every other cell must do.
+        stride = 2 if self.serial and self.count >= _MANY else 1
+        for chunk, slots in product(_CHUNKS[::stride], _SLOTS[1::stride]):
             size = min(chunk, self.count)
             # Never more requests are in flight than there are checks.
             cell = size, min(slots, -(-self.count // size))
@@ -360,6 +379,7 @@ class _World:
         return dict(zip([(0, 0), *self.cells], walls, strict=True))
 
 
+_MANY: Final = 40_000
 _TRIP: Final = 0.5 * MS
 _WORTH: Final = 1.6
 """Cells that would take more than so many times the best one's time are not run."""
@@ -367,18 +387,19 @@ _WORTH: Final = 1.6
 
 def sweep(*, quick: bool) -> Section:
     """How good the default `Batching` is on servers of several kinds."""
-    worlds = [
-        *(_World("one worker", *more) for more in product((0, 0.01, 0.05), (1000, 5000, 40_000))),
-        *(_World("side by side", *more) for more in product((0, 0.01), (1000, 40_000))),
-        *(_World("no work", *more) for more in product((0, 0.01), (1000, 40_000))),
+    serial = [_World("one worker", *more) for more in product((0, 0.01, 0.05), (1000, 5000))]
+    serial += [_World("one worker", latency, _MANY) for latency in (0, 0.05)]
+    others = [
+        _World(*more) for more in product(("side by side", "no work"), (0, 0.01), (1000, _MANY))
     ]
     if quick:
-        worlds = [world for world in worlds if world.count == 1000]
-    # Those that wait for a server need little of the machine; three at once do not disturb.
+        serial, others = serial[::2][:3], others[::2]
+    repeats = 2 if quick else 3
+    # A server with one worker leaves the machine idle: three of them do not disturb each other.
     with ThreadPoolExecutor(3) as pool:
-        found = dict(
-            zip(worlds, pool.map(lambda world: world.run(2 if quick else 4), worlds), strict=True)
-        )
+        walls = [*pool.map(lambda world: world.run(repeats), serial)]
+    walls += [world.run(repeats) for world in others]
+    found = dict(zip([*serial, *others], walls, strict=True))
     rows = []
     figures = []
     for world, walls in found.items():

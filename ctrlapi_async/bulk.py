@@ -184,6 +184,7 @@ class StopRun(AsyncIterator[StopOutcome]):
         return self
 
     async def __anext__(self) -> StopOutcome:
+        self._expect_entered()
         while (outcome := next(self._batch, None)) is None:
             self._news.clear()
             if self._ledger.untaken:
@@ -209,6 +210,7 @@ class StopRun(AsyncIterator[StopOutcome]):
         Raises:
             StopIncompleteError: The server did not answer for every task.
         """
+        self._expect_entered()
         self._ledger.mute()
         self._room.set()
         await self._done.wait()
@@ -236,6 +238,10 @@ class StopRun(AsyncIterator[StopOutcome]):
         counts[StopResult.UNCONFIRMED] += under_way
         return MappingProxyType(counts)
 
+    def _expect_entered(self) -> None:
+        if not self._entered:
+            raise RuntimeError("a StopRun starts with `async with`")
+
     # --- the ending ---------------------------------------------------------------------------
 
     def end(self, error: CtrlApiError | None) -> None:
@@ -251,9 +257,10 @@ class StopRun(AsyncIterator[StopOutcome]):
         for task in self._tasks:
             task.cancel()
         self._take_in()
+        cut_short = self._plan.listing
         self._plan.close(str(error) if error else "")
         self._ended_at = self._pace.now()
-        if error is not None and self._unanswered:
+        if error is not None and (cut_short or self._ledger.unanswered):
             self._plan.note(error)
         self._done.set()
         self._news.set()
@@ -270,14 +277,10 @@ class StopRun(AsyncIterator[StopOutcome]):
         self.end(DeadlineError(f"the run's {self._options.timeout:g} s were over"))
 
     @property
-    def _unanswered(self) -> int:
-        counts = self.counts
-        return counts[StopResult.NOT_SENT] + counts[StopResult.UNCONFIRMED]
-
-    @property
     def _stats(self) -> StopStats:
         stop_calls = self._calls[Work.STOP]
-        end = self._ended_at if self._done.is_set() else self._pace.now()
+        under_way = self._entered and not self._done.is_set()
+        end = self._pace.now() if under_way else self._ended_at
         return StopStats(
             status_calls=sum(self._calls.values()) - stop_calls,
             stop_calls=stop_calls,
@@ -292,7 +295,7 @@ class StopRun(AsyncIterator[StopOutcome]):
             return
         counts = self.counts
         total = sum(counts.values())
-        unanswered = self._unanswered
+        unanswered = self._ledger.unanswered
         raise StopIncompleteError(
             f"{unanswered} of {total} task{'s' * (total != 1)} without an answer "
             f"({counts[StopResult.NOT_SENT]} not_sent, "
@@ -318,30 +321,42 @@ class StopRun(AsyncIterator[StopOutcome]):
             self._plan.backlog if self._targets.listed and self._options.sized else None
         )
         if self._targets.stream is not None:
-            self._reader = self._spawn(self._read(self._targets.stream[1]))
+            self._reader = self._spawn(self._read(aiter(self._targets.stream[1])))
         else:
             self._plan.source_open = False
 
-    async def _read(self, source: AsyncIterable[int]) -> None:
-        """Feed the plan from an async source, no faster than the run gets on."""
-        iterator = aiter(source)
+    async def _read(self, source: AsyncIterator[int]) -> None:
+        """Feed the plan from an async source to its end; what it raises joins the run's errors."""
         try:
-            async for task_id in iterator:
-                self._intake.append(expect_int("a task id", task_id))
-                if len(self._intake) >= self._plan.chunk:
+            try:
+                await self._read_on(source)
+            finally:
+                if not self._done.is_set():
                     self._take_in()
-                    self._staff()
-                    await self._wait_for_room()
-                elif "flush" not in self._timers:
-                    self._after("flush", FLUSH, self._flush)
+                self._plan.source_open = False
+                if close := getattr(source, "aclose", None):
+                    await close()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._plan.note(RequestError("the source of task ids was cancelled", sent=False))
         except Exception as error:  # noqa: BLE001 - the caller's source may raise anything
             self._plan.note(error)
-        finally:
-            if not self._done.is_set():
+
+    async def _read_on(self, source: AsyncIterator[int]) -> None:
+        """Feed the plan from an async source, no faster than the run gets on."""
+        unchecked = 0
+        async for task_id in source:
+            self._intake.append(expect_int("a task id", task_id))
+            unchecked += 1
+            if unchecked >= min(self._plan.chunk, FEED):
+                unchecked = 0
                 self._take_in()
-            self._plan.source_open = False
-            if close := getattr(iterator, "aclose", None):
-                await close()
+                self._staff()
+                await self._wait_for_room()
+            elif "flush" not in self._timers:
+                self._after("flush", FLUSH, self._flush)
 
     def _take_in(self) -> None:
         """Hand the plan what the source gave."""
@@ -367,8 +382,10 @@ class StopRun(AsyncIterator[StopOutcome]):
         """See to it that all that can be done now is being done, and end when all is done."""
         if self._done.is_set():
             return
+        self._news.set()
+        self._room.set()
         plan = self._plan
-        if plan.doom is not None and self._reader is not None:
+        if plan.doom is not None and self._reader is not None and not self._reader.cancelling():
             self._reader.cancel()
         ready = plan.pickable(self._pace.ceiling)
         while self._idle < ready and self._workers < self._pace.max_concurrency:
@@ -377,9 +394,10 @@ class StopRun(AsyncIterator[StopOutcome]):
             self._spawn(self._work())
         if plan.source_open and plan.partial and "flush" not in self._timers:
             self._after("flush", FLUSH, self._flush)
-        if (plan.has_pending or plan.has_stopped) and "poll" not in self._timers:
+        polled = plan.has_pending or plan.confirming
+        if polled and "poll" not in self._timers:
             self._after("poll", min(self._pause, self._time_left()), self._poll)
-        if not self._tasks and self._timers.keys() <= {"deadline"}:
+        if not (self._tasks or polled) or (plan.doom is not None and not plan.flying):
             self.end(None)
 
     async def _work(self) -> None:
@@ -408,13 +426,12 @@ class StopRun(AsyncIterator[StopOutcome]):
             repeats = self._plan.answered(job, answers)
         if job.work in (Work.STOP, Work.SETTLE):
             self._last_stop = self._pace.now()
-        self._news.set()
-        self._room.set()
         return repeats
 
     async def _persist(self, repeat: Repeat) -> None:
         """Send a job again, with pauses in which it holds no slot, until it is done or given up."""
         job, error = repeat
+        work = job.work
 
         async def once() -> None:
             nonlocal job
@@ -424,13 +441,15 @@ class StopRun(AsyncIterator[StopOutcome]):
                 job.attempt += 1
                 self._retries += 1
                 repeats = await self._attempt(job)
-            if repeats:
-                (job, met), *others = repeats
-                for other in others:
+            # A stop that its check puts back counts attempts of its own.
+            same = next((other for other in repeats if other.job.work is work), None)
+            for other in repeats:
+                if other is not same:
                     self._spawn(self._persist(other))
-                self._staff()
-                raise met
             self._staff()
+            if same is not None:
+                job, met = same
+                raise met
 
         try:
             await try_again(self._policy, job.attempt, error, once)
@@ -468,7 +487,7 @@ class StopRun(AsyncIterator[StopOutcome]):
         ends = []
         if self._plan.has_pending and self._options.wait_pending is not None:
             ends.append(self._began + self._options.wait_pending)
-        if self._plan.has_stopped and self._options.confirm is not None:
+        if self._plan.confirming:
             ends.append(now + POLL_MAX if self._plan.stopping else self._confirm_end)
         return max(0.0, min(ends) - now)
 
@@ -484,11 +503,8 @@ class StopRun(AsyncIterator[StopOutcome]):
                 self._plan.stop_rechecking()
             else:
                 self._plan.recheck()
-        if self._plan.has_stopped:
-            if not self._plan.stopping and now >= self._confirm_end:
-                self._plan.stop_following()
-            else:
-                self._plan.follow()
+        if self._plan.confirming and now >= self._confirm_end and not self._plan.stopping:
+            self.end(None)
+        self._plan.follow()
         self._pause = min(self._pause * POLL_GROWTH, POLL_MAX)
-        self._news.set()
         self._staff()

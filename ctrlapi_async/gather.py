@@ -9,11 +9,11 @@ from attrs import define, field
 
 from ctrlapi_async.bulk import Options, Targets, until_gone
 from ctrlapi_async.errors import RequestError, StopIncompleteError, words_of
-from ctrlapi_async.models import StopOutcome, StopResult
+from ctrlapi_async.models import StopOutcome, StopResult, StopStats
 from ctrlapi_async.report import StopReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ctrlapi_async.bulk import StopRun
 
@@ -29,10 +29,15 @@ class _Wish(NamedTuple):
 
 @define(eq=False)
 class _Batch:
-    """What goes into one run; `run` is None until it leaves."""
+    """What goes into one run, which is None until it begins; `timer` says when it leaves."""
 
     wishes: dict[int, _Wish] = field(factory=dict)
     run: StopRun | None = None
+    timer: asyncio.TimerHandle | None = None
+
+    def takes(self, project_id: int, task_id: int) -> bool:
+        """Tell whether a task can go along: one report cannot hold it for two projects."""
+        return self.wishes.get(task_id, (project_id,))[0] == project_id
 
     def targets(self) -> Targets:
         """Give the tasks that somebody still wants stopped."""
@@ -52,6 +57,12 @@ class _Batch:
             else:
                 caller.set_result(news)
 
+    def cancel(self) -> None:
+        """Cancel whoever still waits."""
+        for wish in self.wishes.values():
+            for caller in wish.callers:
+                caller.cancel()
+
 
 class Gatherer:
     """Turns concurrent `stop` calls into runs; each caller gets its own outcome.
@@ -64,20 +75,18 @@ class Gatherer:
     def __init__(self, start: Callable[[Targets, Options], StopRun], linger: float) -> None:
         self._start = start
         self._linger = linger
-        self._batch: _Batch | None = None
-        self._timer: asyncio.Handle | None = None
+        self._waiting: list[_Batch] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def stop(self, project_id: int, task_id: int) -> StopOutcome:
         """Stop one task with the next batch; cancelling this touches no other caller."""
-        batch = self._batch
-        if batch is not None and batch.wishes.get(task_id, (project_id,))[0] != project_id:
-            self._leave()  # one report cannot hold a task of two projects
-            batch = None
         loop = asyncio.get_running_loop()
+        batch = next((one for one in self._waiting if one.takes(project_id, task_id)), None)
         if batch is None:
-            batch = self._batch = _Batch()
-            self._timer = loop.call_later(self._linger, self._leave)
+            batch = _Batch()
+            batch.timer = loop.call_later(self._linger, self._leave, batch)
+            self._waiting.append(batch)
         caller: Caller = loop.create_future()
         callers = batch.wishes.setdefault(task_id, _Wish(project_id, [])).callers
         callers.append(caller)
@@ -89,17 +98,18 @@ class Gatherer:
                 batch.run.forget(task_id)
             raise
 
-    def _leave(self) -> None:
-        """Send the batch on its way."""
-        if self._batch is not None and self._timer is not None:
-            self._timer.cancel()
-            task = asyncio.get_running_loop().create_task(self._serve(self._batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            self._batch = None
+    def _leave(self, batch: _Batch) -> None:
+        """Send a batch on its way."""
+        self._waiting.remove(batch)
+        task = asyncio.get_running_loop().create_task(self._serve(batch))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, batch: _Batch) -> None:
         """Run a batch, and tell each caller what became of its task."""
+        if self._closed:
+            self._turn_away(batch)
+            return
         unanswered: list[StopOutcome] = []
         try:
             batch.run = self._start(batch.targets(), Options(sized=False))
@@ -110,32 +120,44 @@ class Gatherer:
                     else:
                         batch.tell(outcome.task_id, outcome)
         except StopIncompleteError as error:
+            stats = error.report.stats
             for outcome in unanswered:
-                batch.tell(outcome.task_id, _without_answer(outcome, error))
+                batch.tell(outcome.task_id, _without_answer(outcome, error.exceptions, stats))
         except asyncio.CancelledError:
-            for wish in batch.wishes.values():
-                for caller in wish.callers:
-                    caller.cancel()
+            batch.cancel()
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the callers' to see
             for task_id in batch.wishes:
                 batch.tell(task_id, error)
 
     async def close(self) -> None:
-        """End what waits for its batch, and wait for the callers of ended runs to be told."""
-        if self._batch is not None and self._timer is not None:
-            self._timer.cancel()
-            for task_id in self._batch.wishes:
-                self._batch.tell(task_id, RequestError("the session was closed", sent=False))
-            self._batch = None
+        """End what has not begun, and wait for all callers to be told."""
+        self._closed = True
+        for batch in self._waiting:
+            if batch.timer is not None:
+                batch.timer.cancel()
+            self._turn_away(batch)
+        self._waiting.clear()
         await until_gone(self._tasks)
 
+    @staticmethod
+    def _turn_away(batch: _Batch) -> None:
+        """Tell the callers of a batch that was never sent."""
+        error = RequestError("the session was closed", sent=False)
+        for task_id, wish in batch.wishes.items():
+            outcome = StopOutcome(
+                task_id, wish.project_id, StopResult.NOT_SENT, error=words_of(error)
+            )
+            batch.tell(task_id, _without_answer(outcome, [error], StopStats()))
 
-def _without_answer(outcome: StopOutcome, error: StopIncompleteError) -> StopIncompleteError:
+
+def _without_answer(
+    outcome: StopOutcome, errors: Sequence[Exception], stats: StopStats
+) -> StopIncompleteError:
     """Give the part of a run's error that is about one task."""
-    causes = [cause for cause in error.exceptions if words_of(cause) == outcome.error]
+    causes = [cause for cause in errors if words_of(cause) == outcome.error]
     return StopIncompleteError(
         f"task {outcome.task_id} is without an answer",
-        causes or error.exceptions,
-        StopReport.of([outcome], error.report.stats),
+        causes or errors,
+        StopReport.of([outcome], stats),
     )

@@ -10,7 +10,7 @@ from ctrlapi_async.models import StopOutcome, StopResult, StopStats, TaskStatus
 from ctrlapi_async.report import StopReport, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 
 class Ledger:
@@ -182,6 +182,12 @@ class Ledger:
         for code, count in self._population.items():
             counts[self._verdicts[code].result] += count
         return counts
+
+    @property
+    def unanswered(self) -> int:
+        """How many tasks are NOT_SENT or UNCONFIRMED."""
+        counts = self.counts
+        return counts[StopResult.NOT_SENT] + counts[StopResult.UNCONFIRMED]
 
     def report(self, stats: StopStats, changes: dict[int, int] | None = None) -> StopReport:
         """Make a report of what is known now.

@@ -50,6 +50,9 @@ class Pace:
                 self._give_back()  # handed out and cancelled in the same turn
             elif waiter in self._waiters:
                 self._waiters.remove(waiter)
+            if self._timer is not None and not self._waiters:
+                self._timer.cancel()  # it belongs to a loop that may end before it rings
+                self._timer = None
             raise
 
     async def __aexit__(

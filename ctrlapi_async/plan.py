@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from enum import Enum
+from itertools import chain
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from attrs import define, evolve
@@ -38,7 +39,7 @@ from ctrlapi_async.errors import (
 from ctrlapi_async.models import ALL_ACTIVE, AllActive, StopResult, TaskStatus, parse_status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ctrlapi_async.ledger import Ledger
 
@@ -149,15 +150,17 @@ class Pool:
 
     def withdraw(self, project_id: int) -> list[int]:
         """Take the tasks of one project out."""
-        kept = Pool()
         found: list[int] = []
-        for calls in self.take_all(max(self.size, 1)):
-            for call in calls:
-                if call.project_id == project_id:
-                    found += _listed(call.task_ids)
-                else:
-                    kept.add(call.project_id, _listed(call.task_ids))
-        self.__dict__.update(kept.__dict__)
+        kept: deque[tuple[int, list[int]]] = deque()
+        start = self._start  # where the first part begins
+        for part in self._parts:
+            if part[0] == project_id:
+                found += part[1][start:]
+            else:
+                kept.append((part[0], part[1][start:]) if start else part)
+            start = 0
+        self._parts, self._start = kept, 0
+        self.size -= len(found)
         return found
 
 
@@ -201,12 +204,15 @@ class StopPlan:
         self._stopped = Pool()
         self._ready: deque[Job] = deque()
         self._flying: set[Job] = set()
+        # Those that pause before they are done again.
+        self._resting: set[Job] = set()
         self._checking = 0
         # Jobs over tasks for which a stop of unknown fate was sent, wherever they are.
         self._lost: set[Job] = set()
         self._unwanted: set[int] = set()
         self._projects: set[int] = set()
         self._heard = False
+        self._lists_are_exact = False
         self._dead_projects: dict[int, MethodError] = {}
         # Per project, the verdict for each status that a check may find.
         self._codes: dict[int, dict[str | None, int]] = {}
@@ -272,7 +278,6 @@ class StopPlan:
             for project_id, task_ids in calls:
                 wanted = [n for n in _listed(task_ids) if n not in self._unwanted]
                 if unwanted := [n for n in _listed(task_ids) if n in self._unwanted]:
-                    self.note(dropped)
                     self._fail(Call(project_id, unwanted), dropped)
                 if wanted or isinstance(task_ids, AllActive):
                     job.calls.append(Call(project_id, wanted or ALL_ACTIVE))
@@ -356,16 +361,41 @@ class StopPlan:
             or self._fed.size
             or self._running.size
             or self._pending.size
-            or any(job.work is not Work.CONFIRM for job in (*self._ready, *self._flying))
+            or any(job.work is not Work.CONFIRM for job in self._jobs)
         )
 
     @property
+    def confirming(self) -> bool:
+        """Whether stopped tasks are followed, or wait for it."""
+        return self._confirm and (
+            self._stopped.size > 0 or any(job.work is Work.CONFIRM for job in self._jobs)
+        )
+
+    @property
+    def flying(self) -> bool:
+        """Whether an answer may come."""
+        return bool(self._flying)
+
+    @property
+    def listing(self) -> bool:
+        """Whether more tasks may come to be known: from the source, or in an answer to `"*"`."""
+        return self.source_open or any(
+            call.task_ids is ALL_ACTIVE for job in self._jobs for call in job.calls
+        )
+
+    @property
+    def _jobs(self) -> Iterator[Job]:
+        return chain(self._ready, self._flying, self._resting)
+
+    @property
     def backlog(self) -> int:
-        """How many tasks wait for a request."""
-        return self._fed.size + self._running.size + sum(job.size for job in self._ready)
+        """How many tasks wait for a request, those that wait for another one included."""
+        waiting = chain(self._ready, self._resting)
+        return self._fed.size + self._running.size + sum(job.size for job in waiting)
 
     def recall(self, job: Job) -> bool:
         """Tell whether a job that paused is still to be done; what died meanwhile is booked."""
+        self._resting.discard(job)
         if self.doom is not None:
             return False
         dead = [call for call in job.calls if call.project_id in self._dead_projects]
@@ -407,6 +437,7 @@ class StopPlan:
 
     def give_up(self, job: Job, error: CtrlApiError) -> None:
         """Book that a job is not repeated any more."""
+        self._resting.discard(job)
         self._lost.discard(job)
         for call in job.calls:
             self._give_up_call(job, call, error)
@@ -421,8 +452,11 @@ class StopPlan:
         for job in self._doubtful():
             for call in job.calls:
                 self._unconfirm(call, words_of(job.lost) if job.lost else words)
+        if self.doom is not None and (self.listing or self._ledger.unanswered):
+            self.note(self.doom)
         self._lost.clear()
         self._flying.clear()
+        self._resting.clear()
         self._ledger.reword(
             lambda verdict: (
                 evolve(verdict, error=words) if verdict.result is StopResult.NOT_SENT else verdict
@@ -467,6 +501,7 @@ class StopPlan:
         self._ready.append(self._keep_lost(job))
 
     def _repeat(self, job: Job, error: CtrlApiError) -> list[Repeat]:
+        self._resting.add(job)
         return [Repeat(self._keep_lost(job), error)]
 
     @property
@@ -667,9 +702,11 @@ class StopPlan:
             self._end_project(job, error)
         elif isinstance(error, TasksDeniedError) and not isinstance(call.task_ids, AllActive):
             named = set(call.task_ids).intersection(error.task_ids)
-            if len(call.task_ids) == 1:
+            if len(call.task_ids) == 1 or (self._lists_are_exact and len(named) == job.size):
                 self._deny(job, call.task_ids, error)
             elif 0 < len(named) < len(call.task_ids):
+                # A server that names a part of what it was asked names the bad ones.
+                self._lists_are_exact = True
                 self._deny(job, [n for n in call.task_ids if n in named], error)
                 rest = [n for n in call.task_ids if n not in named]
                 self._queue(evolve(job, calls=[Call(call.project_id, rest)]))
@@ -715,7 +752,8 @@ class StopPlan:
 
     def _end(self, job: Job, error: CtrlApiError) -> None:
         """End everything: no request leaves any more, but replies under way are still booked."""
-        self.note(error)
+        if job.work is not Work.CONFIRM or self.listing:
+            self.note(error)  # else it may be that every task has its answer
         self.doom = self.doom or error
         if job.lost is not None or (job.work is Work.STOP and not undone(error)):
             self._lost.add(evolve(job, lost=job.lost or error))
@@ -729,12 +767,13 @@ class StopPlan:
             self.note(error)
             self._amend(call, StopResult.UNCONFIRMED, words_of(job.lost))
         else:
-            self.note(error)
             self._fail(call, error)
 
     def _fail(self, call: Call, error: CtrlApiError) -> None:
         """Book tasks for which no stop was sent, and why."""
-        self._amend(call, StopResult.NOT_SENT, words_of(error))
+        if call.task_ids:
+            self.note(error)
+            self._amend(call, StopResult.NOT_SENT, words_of(error))
 
     def _unconfirm(self, call: Call, words: str) -> None:
         self._amend(call, StopResult.UNCONFIRMED, words)

@@ -139,10 +139,10 @@ class ControlSession:
         self._state = "is closed"
         async with AsyncExitStack() as rest:  # all of it, a cancellation notwithstanding
             rest.push_async_callback(self._transport.close)
-            rest.push_async_callback(self._gatherer.close)
             for run in list(self._runs):
                 run.end(RequestError("the session was closed"))
                 rest.push_async_callback(run.quiet)
+            rest.push_async_callback(self._gatherer.close)  # first, so that no batch leaves now
 
     # --- the API's methods --------------------------------------------------------------------
 
@@ -377,8 +377,8 @@ class ControlSession:
             task_id: The task.
 
         Raises:
-            StopIncompleteError: The server gave no answer; with a report of this one task.
-            RequestError: The session was closed before the batch left.
+            StopIncompleteError: The server gave no answer, or the session was closed before it
+                did; with a report of this one task.
             TypeError: An argument is no int.
             ValueError: An argument is out of range.
         """
@@ -470,7 +470,7 @@ class ControlSession:
         self, body: bytes, answers: list[wire.Answer[T] | CtrlApiError]
     ) -> list[wire.Answer[T] | CtrlApiError]:
         """Take the session's credentials out of the error texts of a reply, if it has any."""
-        if b'"error' in body:
+        if self._transport.has_secrets and b'"error' in body:
             return list(map(self._transport.redacted_answer, answers))
         return answers
 

@@ -132,6 +132,11 @@ class Transport:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._request_error(error) from (None if self._gives_away(error) else error)
 
+    @property
+    def has_secrets(self) -> bool:
+        """Whether there are credentials that must not be shown."""
+        return bool(self._secrets)
+
     def redact(self, text: str) -> str:
         """Take the session's credentials out of what a server sent back."""
         for secret in self._secrets:

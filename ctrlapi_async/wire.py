@@ -76,6 +76,10 @@ class _Reply(msgspec.Struct, Generic[T]):
     error: str | None = None
 
 
+def _decoder_of(result: Any) -> msgspec.json.Decoder[_Reply[Any]]:
+    return msgspec.json.Decoder(_Reply[result])
+
+
 class Answer(msgspec.Struct, Generic[T]):
     """What the server answered to one call: its result, the words beside it, and its path."""
 
@@ -93,8 +97,8 @@ class ReplyDecoder(Generic[T]):
     """
 
     def __init__(self, result: Any, usual: Any = None) -> None:
-        self._decoder: msgspec.json.Decoder[_Reply[T]] = msgspec.json.Decoder(_Reply[result])
-        self._usual: msgspec.json.Decoder[_Reply[T]] = msgspec.json.Decoder(_Reply[usual or result])
+        self._decoder: msgspec.json.Decoder[_Reply[T]] = _decoder_of(result)
+        self._usual: msgspec.json.Decoder[_Reply[T]] = _decoder_of(usual or result)
 
     def decode(
         self, body: bytes, methods: Sequence[str], first_id: int = 1

@@ -20,7 +20,7 @@ def body(document: Any) -> bytes:
     return json.dumps(document).encode()
 
 
-def entry(*rows: Any, method: str = "TaskStatus", **more: Any) -> dict[str, Any]:
+def entry(*rows: Any, method: Any = "TaskStatus", **more: Any) -> dict[str, Any]:
     return {"method": method, "result": list(rows), **more}
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from invariants import Witness, assert_stops_were_due, assert_truth, run
 
 from ctrlapi_async import (
     ALL_ACTIVE,
@@ -31,7 +32,6 @@ from ctrlapi_async.simulator import (
     HttpStatus,
     Rewrite,
 )
-from invariants import Witness, assert_stops_were_due, assert_truth, run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -430,9 +430,7 @@ async def test_a_fault_of_a_request_of_many_calls(
     api: ControlApiSimulator, fault: Fault, method: str
 ) -> None:
     targets = five_projects(api)
-    witness = Witness(
-        api, lambda record: fault if record.numbers.get(method) in (1, 2) else None
-    )
+    witness = Witness(api, lambda record: fault if record.numbers.get(method) in (1, 2) else None)
     async with open_session(api, chunk=7) as session:
         report = await session.stop_running_across(targets)
     assert report.counts[StopResult.STOP_SENT] == 20
@@ -498,6 +496,19 @@ KINDS = ("there", "there", "there", "missing", "another user's")
 tasks = st.lists(st.sampled_from((*STATUSES, "Running", "Running", "absent")), max_size=7)
 
 
+def populate(api: ControlApiSimulator, projects: list[tuple[str, list[str]]]) -> None:
+    """Add projects 1, 2, ... with tasks 10, 11, ..., 20, 21, ... of these statuses."""
+    api.add_project(0)
+    for project_id, (kind, statuses) in enumerate(projects, 1):
+        if kind == "missing":
+            continue
+        owner = STRANGER if kind == "another user's" else 1
+        api.add_project(project_id, user_id=owner)
+        for task_id, status in enumerate(statuses, project_id * 10):
+            if status != "absent":
+                api.add_task(task_id, status, project_id=project_id, user_id=owner)
+
+
 @given(
     projects=st.lists(st.tuples(st.sampled_from(KINDS), tasks), max_size=6),
     faults=st.dictionaries(st.integers(1, 12), st.sampled_from(FAULTS), max_size=5),
@@ -508,6 +519,7 @@ tasks = st.lists(st.sampled_from((*STATUSES, "Running", "Running", "absent")), m
     echo_id=st.booleans(),
 )
 def test_every_task_has_the_outcome_that_is_true(
+    *,
     projects: list[tuple[str, list[str]]],
     faults: dict[int, Fault],
     chunk: int,
@@ -516,25 +528,19 @@ def test_every_task_has_the_outcome_that_is_true(
     names: Any,
     echo_id: bool,
 ) -> None:
-    targets: dict[int, list[int]] = {}
-    bad: set[int] = set()
-
     async def main() -> None:
         api = ControlApiSimulator(missing=missing, denied_names=names, echo_id=echo_id)
-        api.add_project(0)
-        for project_id, (kind, statuses) in enumerate(projects, 1):
-            first = project_id * 10
-            targets[project_id] = list(range(first, first + len(statuses)))
-            owner = STRANGER if kind == "another user's" else 1
-            if kind == "missing":
-                bad.update(targets[project_id])
-                continue
-            if owner == STRANGER:
-                bad.update(targets[project_id])
-            api.add_project(project_id, user_id=owner)
-            for task_id, status in enumerate(statuses, first):
-                if status != "absent":
-                    api.add_task(task_id, status, project_id=project_id, user_id=owner)
+        populate(api, projects)
+        targets = {
+            project_id: list(range(project_id * 10, project_id * 10 + len(statuses)))
+            for project_id, (_, statuses) in enumerate(projects, 1)
+        }
+        bad = {
+            task_id
+            for project_id, (kind, _) in enumerate(projects, 1)
+            if kind != "there"
+            for task_id in targets[project_id]
+        }
         witness = Witness(api, lambda record: faults.get(record.number))
         before = {task_id: task.status for task_id, task in api.tasks.items()}
         async with api, open_session(api, chunk, at_once) as session:

@@ -388,11 +388,16 @@ async def test_a_check_in_flight_leaves_its_tasks_not_sent(api: ControlApiSimula
     api.add_tasks(range(1, 41))
     gate = api.hold("TaskStatus")
     async with small(api.url) as session:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(None) as scope, session.stopping(2, range(1, 41)) as run:
+        run = session.stopping(2, range(1, 41))
+
+        async def run_out_of_time() -> None:
+            async with asyncio.timeout(None) as scope, run:
                 await api.wait_until(lambda: gate.held == 2)
                 scope.reschedule(0)
                 await run.wait()
+
+        with pytest.raises(TimeoutError):
+            await run_out_of_time()
         assert run.report.counts[StopResult.NOT_SENT] == 40
         assert list(run.report) == list(range(1, 41))
         assert tasks_left() == []
@@ -427,12 +432,17 @@ async def test_an_exception_in_the_loop_body_comes_out_as_it_is(
     seen: list[StopOutcome] = []
     mine = ZeroDivisionError("the consumer's own")
     async with small(api.url) as session:
-        with pytest.raises(ZeroDivisionError) as caught:
-            async with session.stopping(2, range(1, 21)) as run:
+        run = session.stopping(2, range(1, 21))
+
+        async def consume() -> None:
+            async with run:
                 async for outcome in run:
                     seen.append(outcome)
                     if len(seen) == after:
                         raise mine
+
+        with pytest.raises(ZeroDivisionError) as caught:
+            await consume()
         assert caught.value is mine
         assert mine.__cause__ is mine.__context__ is None
         assert tasks_left() == []
@@ -480,6 +490,33 @@ async def test_callers_that_wait_for_a_slot_may_be_cancelled_in_any_order(
         async with asyncio.timeout(30):
             assert await session.call("TaskStatus", params)
     await gone(api)
+
+
+async def test_a_caller_cancelled_as_it_gets_its_slot_gives_it_back(
+    api: ControlApiSimulator,
+) -> None:
+    api.add_task(1)
+    params = {"project_id": 2, "task_ids": 1}
+    async with small(api.url, 1) as session:
+
+        async def first() -> None:
+            await session.call("TaskStatus", params)
+            # In this very turn of the loop the slot has passed on to the second.
+            assert second.cancel()
+
+        gate = api.hold("TaskStatus", number=1)
+        one = asyncio.create_task(first())
+        await api.wait_until(lambda: gate.held == 1)
+        second = asyncio.create_task(session.call("TaskStatus", params))
+        await asyncio.sleep(0)
+        gate.release()
+        await one
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        async with asyncio.timeout(30):
+            assert await session.call("TaskStatus", params)
+    await gone(api)
+    assert api.counters.requests == 2
 
 
 async def test_every_slot_comes_back_whatever_was_cancelled(api: ControlApiSimulator) -> None:

@@ -9,7 +9,6 @@ import struct
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from itertools import product
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import aiohttp
@@ -23,7 +22,6 @@ from invariants import (
     Witness,
     assert_sound,
     halving_bound,
-    rows_of,
     run,
 )
 
@@ -41,7 +39,6 @@ from ctrlapi_async import (
     StopIncompleteError,
     StopReport,
     StopResult,
-    TasksDeniedError,
     TaskStatus,
     UndefinedMethodError,
     UserUnavailableError,
@@ -51,6 +48,7 @@ from ctrlapi_async.simulator import (
     Body,
     ControlApiSimulator,
     CutBody,
+    DeniedNames,
     Drop,
     Fault,
     Hang,
@@ -461,7 +459,10 @@ class Detours(AbstractResolver):
         self.taken = 0
 
     async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+        self,
+        host: str,
+        port: int = 0,  # noqa: ARG002 - aiohttp gives it
+        family: socket.AddressFamily = socket.AF_INET,
     ) -> list[ResolveResult]:
         self._asked += 1
         detour = self._asked in self._numbers
@@ -486,9 +487,7 @@ class Resetting(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         at_once = struct.pack("ii", 1, 0)
-        transport.get_extra_info("socket").setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, at_once
-        )
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
         assert isinstance(transport, asyncio.Transport)
         transport.abort()
 
@@ -531,9 +530,7 @@ def test_matrix_of_lost_connections(
                 server.close()
                 await server.wait_closed()
         unreached = detours.taken
-        assert_sound(
-            witness, TASKS, report, error, attempts=ATTEMPTS, unreached=unreached
-        )
+        assert_sound(witness, TASKS, report, error, attempts=ATTEMPTS, unreached=unreached)
         results = {n: outcome.result for n, outcome in report.items()}
         if not always:
             assert error is None
@@ -621,7 +618,10 @@ def test_task_that_ended_by_itself_is_not_running(moment: float, asked: str) -> 
 SILENCES: Final[dict[str, tuple[Fault, type[CtrlApiError]]]] = {
     # What the check after a lost stop meets, again and again -> the class of the error raised.
     "no row": (rewrite(lambda _: []), RequestError),
-    "a row with an error": (rewrite(lambda rows: [{**row, "status": None, "error": "No"} for row in rows]), RequestError),
+    "a row with an error": (
+        rewrite(lambda rows: [{**row, "status": None, "error": "No"} for row in rows]),
+        RequestError,
+    ),
     "denied": (refusal("access denied to tasks [1]"), RequestError),
     "dropped": (Drop(), RequestError),
     "500": (HttpStatus(500), HttpError),
@@ -686,5 +686,464 @@ def test_attempts_do_not_multiply(attempts: int, again: Fault, faulty_checks: in
         rest = ("T" + check) * settles + "T" * (attempts - settles)
         assert letters(witness.requests) == "S" + rest
         assert report.stats.retries == attempts - 1 + settles * faulty_checks
+
+    run(main())
+
+
+# --- ids that the server denies -------------------------------------------------------------------
+
+DENIALS: Final = {
+    # Ids asked for, chunk, and the bad ones among them.
+    "alone": ([1], 1, {1}),
+    "one of two": ([1, 2], 2, {2}),
+    "first of a chunk": (range(1, 101), 100, {1}),
+    "last of a chunk": (range(1, 101), 100, {100}),
+    "one among thousands": (range(1, 3001), 1000, {1234}),
+    "one in every chunk": (range(1, 401), 100, {7, 150, 299, 301}),
+    "neighbours": (range(1, 101), 100, {50, 51}),
+    "scattered": (range(1, 101), 100, {3, 33, 60, 99}),
+    "a whole chunk": (range(1, 41), 20, set(range(1, 21))),
+    "all": (range(1, 11), 10, set(range(1, 11))),
+}
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=[STATUS, STOP])
+@pytest.mark.parametrize("names", ["bad", "all", "none"])
+@pytest.mark.parametrize(("task_ids", "chunk", "bad"), DENIALS.values(), ids=DENIALS)
+def test_denied_ids_are_singled_out(
+    task_ids: Sequence[int], chunk: int, bad: set[int], names: DeniedNames, *, checked: bool
+) -> None:
+    good = [n for n in task_ids if n not in bad]
+
+    async def main() -> None:
+        async with ControlApiSimulator(denied_names=names) as api:
+            api.add_project(PROJECT)
+            api.add_tasks(good)
+            witness = Witness(api)
+            report, error = await stop_all(api, task_ids, chunk=chunk, checked=checked)
+        assert error is None
+        assert_sound(witness, task_ids, report, None, attempts=1, checked=checked)
+        assert report.ids(STOP_SENT) == good
+        assert set(report.ids(NOT_FOUND)) == bad
+        assert all("access denied to" in (report[n].error or "") for n in bad)
+        assert report.stats.retries == 0
+
+        method = STATUS if checked else STOP
+        requests = [set(record.ids) for record in witness.requests if method in record.methods]
+        chunks = [set(task_ids[at : at + chunk]) for at in range(0, len(task_ids), chunk)]
+        for asked in chunks:
+            extra = sum(request <= asked for request in requests) - 1
+            struck = len(asked & bad)
+            if not struck:
+                assert extra == 0
+            elif names == "bad" and struck < len(asked):
+                assert extra == 1
+            else:
+                assert extra <= halving_bound(struck, len(asked))
+
+    run(main())
+
+
+WORDINGS: Final = {
+    # The words of a denial of the tasks 1 to 5 -> the ids that end as NOT_FOUND.
+    "access denied to tasks [3]": {3},
+    "Access denied to task [3]": {3},
+    "access denied to tasks [2,4]": {2, 4},
+    "access denied to tasks [ 2 ,  4 ]": {2, 4},
+    "access denied to tasks [3, 99]": {3},
+    "access denied to tasks [1, 2, 3, 4]": {1, 2, 3, 4},
+}
+
+
+@pytest.mark.parametrize("method", [STATUS, STOP])
+@pytest.mark.parametrize("words", WORDINGS)
+def test_denial_is_read_in_any_spelling(words: str, method: str) -> None:
+    bad = WORDINGS[words]
+
+    async def main() -> None:
+        async with ControlApiSimulator() as api:
+            api.add_tasks(range(1, 6))
+            witness = Witness(api, script(refusal(words), method, 1))
+            report, error = await stop_all(api, range(1, 6))
+        assert_sound(witness, range(1, 6), report, error, attempts=1)
+        assert set(report.ids(NOT_FOUND)) == bad
+        assert {report[n].error for n in bad} == {words}
+        assert set(report.ids(STOP_SENT)) == set(range(1, 6)) - bad
+        assert len(witness.requests) == 3
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"result": [], "errors": ["task 1 is in the archive", "ask there"]}, "in the archive"),
+        ({"result": [{"task_id": 1, "error": "No such task"}]}, "No such task"),
+        ({"result": []}, "no row"),
+    ],
+    ids=["errors beside the result", "row with an error", "no row"],
+)
+def test_task_without_a_status_is_not_found_with_the_servers_words(
+    entry: dict[str, Any], words: str
+) -> None:
+    async def main() -> None:
+        async with ControlApiSimulator() as api:
+            api.add_task(1)
+            witness = Witness(api, script(Rewrite(lambda _: {"reply": [entry]}), STATUS, 1))
+            report, error = await stop_all(api, [1])
+        assert_sound(witness, [1], report, error, attempts=1)
+        assert report[1].result is NOT_FOUND
+        assert words in (report[1].error or "")
+
+    run(main())
+
+
+def test_project_that_is_not_there_dooms_its_own_tasks_only() -> None:
+    async def main() -> None:
+        async with ControlApiSimulator() as api:
+            api.add_tasks([1, 2, 3], project_id=2)
+            api.add_tasks([7, 8, 9], project_id=4)
+            async with ControlSession(api.url, 1, batching=Batching(2, 1)) as session:
+                with pytest.raises(StopIncompleteError) as raised:
+                    await session.stop_running_across({2: [1, 2, 3], 3: [4, 5, 6], 4: [7, 8, 9]})
+        report = raised.value.report
+        assert [*report] == [*range(1, 10)]
+        assert report.ids(STOP_SENT) == [1, 2, 3, 7, 8, 9]
+        assert report.ids(NOT_SENT) == [4, 5, 6]
+        assert {report[n].error for n in (4, 5, 6)} == {"project 3 does not exist"}
+        [met] = raised.value.exceptions
+        assert isinstance(met, ProjectNotFoundError)
+
+    run(main())
+
+
+# --- requests that are too large ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [STATUS, STOP])
+def test_session_remembers_what_was_too_large(method: str) -> None:
+    async def main() -> None:
+        async with ControlApiSimulator(max_body=300) as api:
+            ids = range(1001, 1401)
+            api.add_tasks(ids)
+            async with ControlSession(api.url, 1, batching=Batching(200, 1)) as session:
+                stop = session.stop_running if method == STATUS else session.task_stop
+                first = await stop(PROJECT, ids[:200])
+                at_first = [len(record.ids) for record in api.log]
+                api.log.clear()
+                second = await stop(PROJECT, ids[200:])
+        assert first.ids(STOP_SENT) == [*ids[:200]]
+        assert second.ids(STOP_SENT) == [*ids[200:]]
+        # 413 was met, by ever smaller requests, and not once again by the second run.
+        assert api.log
+        sizes = [len(record.ids) for record in api.log if record.ids]
+        assert len(sizes) == len(api.log)
+        largest = max(sizes)
+        assert largest <= 50
+        assert -(-200 // largest) * (1 + (method == STATUS)) <= len(sizes)
+        assert len(at_first) > len(sizes)
+        assert first.stats.retries == second.stats.retries == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=[STATUS, STOP])
+def test_single_id_that_is_too_large_is_an_error_of_that_id(*, checked: bool) -> None:
+    async def main() -> None:
+        long = 2**63 - 1
+        params = f'{{"project_id":{PROJECT},"task_ids":{long}}}'
+        body = f'{{"user_id":1,"methods":[{{"method":"{STOP}","id":1,"params":{params}}}]}}'
+        async with ControlApiSimulator(max_body=len(body) - 1) as api:
+            api.add_tasks([1, 2, 3, long])
+            report, error = await stop_all(api, [1, 2, long, 3], chunk=4, checked=checked)
+        assert report.ids(STOP_SENT) == [1, 2, 3]
+        assert report.ids(NOT_SENT) == [long]
+        assert error is not None
+        [met] = error.exceptions
+        assert isinstance(met, HttpError)
+        assert met.status == 413
+        assert "413" in (report[long].error or "")
+        # Single ids are not cut any further, and not tried twice.
+        assert [record.json for record in api.log].count(None) <= 3
+        assert report.stats.retries == 0
+
+    run(main())
+
+
+# --- slowing down ---------------------------------------------------------------------------------
+
+
+def http_date(seconds: float) -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+
+
+PAUSES: Final[dict[str, tuple[Callable[[], str], float, float]]] = {
+    # Retry-After, and the seconds, at least and at most, until the next request.
+    "seconds": (lambda: "7", 7, 7),
+    "no seconds": (lambda: "0", 0, 0),
+    "more than wait_max": (lambda: "3600", 20, 20),
+    "a date": (lambda: http_date(10), 8, 10),
+    "a date past": (lambda: http_date(-10), 0, 0),
+    "a date after wait_max": (lambda: http_date(3600), 20, 20),
+    "nonsense": (lambda: "soon", 0, 0),
+    "a negative number": (lambda: "-5", 0, 0),
+}
+SLACK: Final = 1.0
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("method", [STATUS, STOP])
+@pytest.mark.parametrize(("header", "least", "most"), PAUSES.values(), ids=PAUSES)
+def test_retry_after_is_honoured_up_to_wait_max(
+    header: Callable[[], str], least: float, most: float, method: str, status: int
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        times: list[float] = []
+
+        def choose(record: RequestRecord) -> Fault | None:
+            times.append(loop.time())
+            fault = HttpStatus(status, headers={"Retry-After": header()})
+            return script(fault, method, 1)(record)
+
+        async with ControlApiSimulator() as api:
+            api.add_tasks([1, 2, 3])
+            witness = Witness(api, choose)
+            report, error = await stop_all(
+                api, [1, 2, 3], policy=RetryPolicy(attempts=3, wait_initial=0, wait_max=20)
+            )
+        assert_sound(witness, [1, 2, 3], report, error, attempts=3)
+        assert report.ids(STOP_SENT) == [1, 2, 3]
+        struck = 0 if method == STATUS else 1
+        assert least <= times[struck + 1] - times[struck] <= most + SLACK
+
+    run(main())
+
+
+@pytest.mark.parametrize("method", [STATUS, STOP])
+def test_retry_after_is_capped_by_the_runs_deadline(method: str) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        fault = HttpStatus(503, headers={"Retry-After": "20"})
+        async with ControlApiSimulator() as api:
+            api.add_tasks([1, 2, 3])
+            witness = Witness(api, script(fault, method, 1))
+            began = loop.time()
+            report, error = await stop_all(api, [1, 2, 3], timeout=5)
+            took = loop.time() - began
+        assert_sound(witness, [1, 2, 3], report, error, attempts=1)
+        assert 5 <= took <= 5 + SLACK
+        assert report.ids(NOT_SENT) == [1, 2, 3]
+        assert error is not None
+        assert error.subgroup(TimeoutError) is not None
+
+    run(main())
+
+
+def test_slow_down_holds_for_all_runs_of_a_session() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        times: list[float] = []
+
+        def choose(record: RequestRecord) -> Fault | None:
+            times.append(loop.time())
+            fault = HttpStatus(429, headers={"Retry-After": "10"})
+            return fault if record.number == 1 else None
+
+        async with ControlApiSimulator() as api:
+            api.add_tasks(range(1, 41))
+            api.fault_when = choose
+            async with ControlSession(
+                api.url, 1, batching=Batching(5, 4), retry=AT_ONCE
+            ) as session:
+                runs = asyncio.gather(
+                    session.stop_running(PROJECT, range(1, 21)),
+                    session.stop_running(PROJECT, range(21, 41)),
+                )
+                with api.hold(number=2, every=True):
+                    await api.wait_for_requests(4)
+                    await asyncio.sleep(1)  # the refusal has arrived by now
+                reports = await runs
+        assert [len(report.ids(STOP_SENT)) for report in reports] == [20, 20]
+        assert sum(report.stats.retries for report in reports) == 1
+        # Four were under way; nothing followed for ten seconds, whichever run it was of.
+        assert times[3] - times[0] <= SLACK
+        assert times[4] - times[0] >= 10
+
+    run(main())
+
+
+# --- the pace -------------------------------------------------------------------------------------
+
+
+async def slots(pace: Pace, wanted: int = 20) -> int:
+    """Count how many of many get a slot now."""
+    released = asyncio.Event()
+    holding = 0
+
+    async def hold() -> None:
+        nonlocal holding
+        async with pace:
+            holding += 1
+            await released.wait()
+
+    tasks = [asyncio.create_task(hold()) for _ in range(wanted)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    count = holding
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return count
+
+
+class Slow(NamedTuple):
+    """The server asks to slow down, in answer to a request sent so many seconds ago."""
+
+    ago: float = 0.0
+    pause: float = 0.0
+
+
+class Good(NamedTuple):
+    """So many good answers."""
+
+    answers: int
+
+
+class Wait(NamedTuple):
+    """Seconds pass."""
+
+    seconds: float
+
+
+PACES: Final[dict[str, tuple[int, list[Slow | Good | Wait], int]]] = {
+    "as many as allowed": (8, [], 8),
+    "good answers do not add to that": (8, [Good(100)], 8),
+    "halved": (8, [Slow()], 4),
+    "halved, an odd number": (7, [Slow()], 3),
+    "once a round": (8, [Slow(), Slow(ago=1), Slow(ago=1)], 4),
+    "again in the next round": (8, [Slow(), Wait(1), Slow()], 2),
+    "never to nothing": (4, [Slow(), Wait(1), Slow(), Wait(1), Slow(), Wait(1), Slow()], 1),
+    "a single one stays": (1, [Slow()], 1),
+    "one more after as many good answers": (8, [Slow(), Good(4)], 5),
+    "not before": (8, [Slow(), Good(3)], 4),
+    "and one more": (8, [Slow(), Good(4 + 5)], 6),
+    "back at the top, and never above": (8, [Slow(), Good(1000)], 8),
+    "good answers from before do not count": (8, [Good(3), Slow(), Good(3)], 4),
+    "nothing during a pause": (8, [Slow(pause=5)], 0),
+    "nothing until its end": (8, [Slow(pause=5), Wait(4)], 0),
+    "half after the pause": (8, [Slow(pause=5), Wait(6)], 4),
+    "the longest pause counts": (8, [Slow(pause=5), Slow(ago=1, pause=2), Wait(4)], 0),
+    "pauses do not add up": (8, [Slow(pause=5), Slow(ago=1, pause=5), Wait(6)], 4),
+}
+
+
+@pytest.mark.parametrize(("most", "story", "left"), PACES.values(), ids=PACES)
+def test_pace(most: int, story: list[Slow | Good | Wait], left: int) -> None:
+    async def main() -> None:
+        pace = Pace(most)
+        for event in story:
+            match event:
+                case Slow():
+                    pace.slow_down(pace.now() - event.ago, event.pause)
+                case Good():
+                    for _ in range(event.answers):
+                        pace.succeeded()
+                case Wait():
+                    await asyncio.sleep(event.seconds)
+        assert await slots(pace) == left
+        assert await slots(pace) == left  # all came back
+
+    run(main())
+
+
+def test_slots_are_given_in_the_order_of_asking_and_resume_after_a_pause() -> None:
+    async def main() -> None:
+        pace = Pace(2)
+        order: list[int] = []
+
+        async def take(number: int) -> None:
+            async with pace:
+                order.append(number)
+                await asyncio.sleep(1)
+
+        pace.slow_down(pace.now(), 5)
+        began = pace.now()
+        tasks = [asyncio.create_task(take(number)) for number in range(4)]
+        await asyncio.sleep(1)
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert order == [0, 2, 3]
+        # One at a time, after the pause.
+        assert 5 + 3 <= pace.now() - began <= 5 + 3 + SLACK
+
+    run(main())
+
+
+# --- what dooms all, with requests in flight ------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405])
+def test_replies_in_flight_are_used_when_doom_strikes(status: int) -> None:
+    async def main() -> None:
+        async with ControlApiSimulator() as api:
+            api.add_tasks([1, 2, 4, 6])
+            api.add_tasks([3, 5], "Completed")
+            api.add_tasks(range(7, 20))
+            witness = Witness(api, script(HttpStatus(status), STATUS, 1))
+            with api.hold(number=2, every=True, effect=True) as gate:
+                stopping = asyncio.create_task(stop_all(api, range(1, 20), chunk=2, concurrency=3))
+                await api.wait_until(lambda: gate.held == 2)
+                await asyncio.sleep(1)  # the doom has arrived by now
+            report, error = await stopping
+        assert_sound(witness, range(1, 20), report, error, attempts=1)
+        assert len(witness.requests) == 3
+        assert report.ids(NOT_RUNNING) == [3, 5]
+        assert len(report.ids(NOT_SENT)) == 17
+        assert [report[n].status for n in (1, 4, 6, 7)] == [None, "Running", "Running", None]
+
+    run(main())
+
+
+def test_stops_in_flight_are_reported_when_doom_strikes() -> None:
+    async def main() -> None:
+        async with ControlApiSimulator() as api:
+            api.add_tasks(range(1, 9))
+            witness = Witness(api, script(HttpStatus(403), STOP, 2))
+            with api.hold(STOP, number=1, effect=True) as gate:
+                stopping = asyncio.create_task(stop_all(api, range(1, 9), chunk=2, concurrency=2))
+                await api.wait_until(lambda: gate.held == 1)
+                await asyncio.sleep(1)
+            report, error = await stopping
+        assert_sound(witness, range(1, 9), report, error, attempts=1)
+        assert report.ids(STOP_SENT) == list(
+            api.log[[r.numbers.get(STOP) for r in api.log].index(1)].ids
+        )
+        assert api.counters.requests_by_method[STOP] == 2
+        assert len(report.ids(NOT_SENT)) == 6
+        assert error is not None
+        [met] = error.exceptions
+        assert isinstance(met, AuthError)
+
+    run(main())
+
+
+def test_doom_that_strikes_during_a_pause_lets_nothing_follow_it() -> None:
+    def choose(record: RequestRecord) -> Fault | None:
+        slow = HttpStatus(429, headers={"Retry-After": "10"})
+        return {1: slow, 2: HttpStatus(403)}.get(record.number)
+
+    async def main() -> None:
+        async with ControlApiSimulator() as api:
+            api.add_tasks(range(1, 21))
+            witness = Witness(api, choose)
+            with api.hold(number=2, every=True):
+                stopping = asyncio.create_task(stop_all(api, range(1, 21), chunk=2, concurrency=3))
+                await api.wait_for_requests(3)
+                await asyncio.sleep(1)  # the pause has begun
+            report, error = await stopping
+        assert_sound(witness, range(1, 21), report, error, attempts=1)
+        assert len(witness.requests) == 3
+        assert len(report.ids(NOT_SENT)) == 20
 
     run(main())

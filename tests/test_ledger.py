@@ -96,7 +96,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def take_all(self) -> None:
-        taken = []
+        taken: list[StopOutcome] = []
         while self.ledger.untaken:
             taken += self.ledger.take()
         assert taken == self.untaken

@@ -163,7 +163,11 @@ class Named(IntEnum):
     NEWS = 66
 
 
-@given(st.lists(st.integers(0, 2**63 - 1) | st.just(Named.NEWS), min_size=1))
+class Id(int):
+    pass
+
+
+@given(st.lists(st.integers(0, 2**63 - 1) | st.sampled_from([Named.NEWS, Id(67)]), min_size=1))
 def test_good_ids_pass(task_ids: list[int]) -> None:
     expect_ids(task_ids)
 

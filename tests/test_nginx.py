@@ -84,9 +84,11 @@ async def test_a_run_of_any_size_passes_and_keeps_its_connections(
     api: ControlApiSimulator, tmp_path: Path
 ) -> None:
     api.mixed_tasks(10_000)
-    async with nginx(tmp_path, api.port) as server:
-        async with ControlSession(server.url, 1) as session:
-            report = await session.stop_running(2, range(1, 10_001))
+    async with (
+        nginx(tmp_path, api.port) as server,
+        ControlSession(server.url, 1) as session,
+    ):
+        report = await session.stop_running(2, range(1, 10_001))
     agrees(report, api)
     assert {request.status for request in server.served} == {200}
     assert len(server.served) == api.counters.requests == 16 + 8
@@ -98,19 +100,26 @@ async def test_413_halves_and_later_chunks_stay_small(
     api: ControlApiSimulator, tmp_path: Path, limit: str
 ) -> None:
     api.mixed_tasks(2000)
-    async with nginx(tmp_path, api.port, f"client_max_body_size {limit};") as server:
-        async with ControlSession(
-            server.url, 1, batching=Batching(chunk_size=1000, max_concurrency=2), retry=STUBBORN
-        ) as session:
-            report = await session.stop_running(2, range(1, 2001))
-            first_run = Counter(request.status for request in server.served)
-            again = await session.stop_running(2, range(1, 2001))
+    watcher = Watcher()
+    async with (
+        nginx(tmp_path, api.port, f"client_max_body_size {limit};") as server,
+        watcher.client() as client,
+        ControlSession(
+            server.url,
+            1,
+            client=client,
+            batching=Batching(chunk_size=1000, max_concurrency=2),
+            retry=STUBBORN,
+        ) as session,
+    ):
+        report = await session.stop_running(2, range(1, 2001))
+        refused = watcher.statuses[413]
+        again = await session.stop_running(2, range(1, 2001))
     agrees(report, api)
     assert again.counts[StopResult.NOT_RUNNING] == 2000
-    statuses = Counter(request.status for request in server.served)
-    assert (statuses[413] > 0) is (limit != "20k")
+    assert (refused > 0) is (limit != "20k")
     # Nothing is too large any more once the session has learnt what is.
-    assert statuses[413] == first_run[413]
+    assert watcher.statuses[413] == refused
     assert stops(api) <= {0, 1}
 
 
@@ -163,7 +172,7 @@ async def test_basic_authentication(api: ControlApiSimulator, tmp_path: Path) ->
         wrong: list[dict[str, Any]] = [{}, {"auth": ("operator", "guess")}]
         for arguments in wrong:
             async with ControlSession(server.url, 1, **arguments, retry=STUBBORN) as session:
-                with pytest.raises(AuthError, match="401.*credentials") as refused:
+                with pytest.raises(AuthError, match=r"401.*credentials") as refused:
                     await session.call("TaskStatus", {"project_id": 2, "task_ids": 1})
                 assert refused.value.status == 401
                 with pytest.raises(StopIncompleteError) as caught:
@@ -302,16 +311,16 @@ async def test_429_by_limit_req_slows_down_and_loses_nothing(
     api: ControlApiSimulator, tmp_path: Path
 ) -> None:
     api.mixed_tasks(1000)
-    async with nginx(
-        tmp_path,
-        api.port,
-        "limit_req zone=all burst=2 nodelay; limit_req_status 429;",
-        http="limit_req_zone $binary_remote_addr zone=all:32k rate=50r/s;",
-    ) as server:
-        async with ControlSession(
-            server.url, 1, batching=Batching(chunk_size=100), retry=STUBBORN
-        ) as session:
-            report = await session.stop_running(2, range(1, 1001))
+    async with (
+        nginx(
+            tmp_path,
+            api.port,
+            "limit_req zone=all burst=2 nodelay; limit_req_status 429;",
+            http="limit_req_zone $binary_remote_addr zone=all:32k rate=50r/s;",
+        ) as server,
+        ControlSession(server.url, 1, batching=Batching(chunk_size=100), retry=STUBBORN) as session,
+    ):
+        report = await session.stop_running(2, range(1, 1001))
     agrees(report, api)
     statuses = Counter(request.status for request in server.served)
     assert statuses.keys() == {200, 429}
@@ -324,11 +333,13 @@ async def test_connections_that_end_after_three_requests_cost_nothing(
     api: ControlApiSimulator, tmp_path: Path
 ) -> None:
     api.mixed_tasks(2000)
-    async with nginx(tmp_path, api.port, http="keepalive_requests 3;") as server:
-        async with ControlSession(
+    async with (
+        nginx(tmp_path, api.port, http="keepalive_requests 3;") as server,
+        ControlSession(
             server.url, 1, batching=Batching(chunk_size=50, max_concurrency=4)
-        ) as session:
-            report = await session.stop_running(2, range(1, 2001))
+        ) as session,
+    ):
+        report = await session.stop_running(2, range(1, 2001))
     agrees(report, api)
     assert report.stats.retries == 0
     by_connection = Counter(request.connection for request in server.served)
@@ -350,13 +361,15 @@ async def test_idle_connections_that_nginx_closes_lose_nothing(
 ) -> None:
     api.add_tasks(range(1, 51))
     # Some requests find the connection closed, some see it close just when they are on their way.
-    async with nginx(tmp_path, api.port, http="keepalive_timeout 5ms;") as server:
-        async with ControlSession(server.url, 1, retry=STUBBORN) as session:
-            for task_id in range(1, 51):
-                report = await session.stop_running(2, task_id)
-                assert report.ids(StopResult.STOP_SENT) == [task_id]
-                if task_id % 2:
-                    await idle_until_closed(server)
+    async with (
+        nginx(tmp_path, api.port, http="keepalive_timeout 5ms;") as server,
+        ControlSession(server.url, 1, retry=STUBBORN) as session,
+    ):
+        for task_id in range(1, 51):
+            report = await session.stop_running(2, task_id)
+            assert report.ids(StopResult.STOP_SENT) == [task_id]
+            if task_id % 2:
+                await idle_until_closed(server)
     assert {task.stopped for task in api.tasks.values()} == {True}
     assert stops(api) == {1}
     ours = {request.connection for request in server.served if request.method == "POST"}
@@ -390,6 +403,7 @@ async def test_a_server_killed_in_the_middle_of_10_000_tasks_and_restarted(
         report = await run
     agrees(report, api)
     assert report.counts[StopResult.STOP_SENT] == 9000
-    assert report.stats.retries > 0
+    # More than the 20 checks and 18 stops of a calm run: what met the fault was looked into.
+    assert report.stats.status_calls + report.stats.stop_calls > 38
     # Whatever was stopped before it died is not stopped again.
     assert stops(api) == {0, 1}

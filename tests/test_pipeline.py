@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 STATUS = "TaskStatus"
 STOP = "TaskStop"
 SENT = StopResult.STOP_SENT
+INSTANT = 0.0001
+"""Seconds of latency with which a request lasts long enough to overlap with others."""
 UNFINISHED = {StopResult.NOT_SENT, StopResult.UNCONFIRMED}
 
 
@@ -108,6 +110,7 @@ async def test_exactly_the_promised_requests(
     for n in set(task_ids) - set(chosen):
         api.add_task(n, STATUSES[n % 2])
     outcomes = expected(api, task_ids)
+    api.latency = INSTANT
     async with session_with(api, chunk_size=chunk, max_concurrency=4) as session:
         report = await session.stop_running(2, task_ids)
     checks, stops = ceil(count / chunk), ceil(running / chunk)
@@ -129,7 +132,7 @@ worlds = st.lists(st.sampled_from([*STATUSES, *["Running"] * 5]), max_size=60)
 async def test_any_tasks_any_chunk_any_concurrency(
     world: list[str], chunk: int, concurrency: int, chance: random.Random
 ) -> None:
-    async with ControlApiSimulator() as api:
+    async with ControlApiSimulator(latency=INSTANT) as api:
         for n, status in enumerate(world):
             api.add_task(n, status)
         task_ids = list(range(len(world)))
@@ -170,13 +173,15 @@ async def test_the_first_stop_leaves_before_the_last_check_is_answered(
 ) -> None:
     api.add_tasks(range(40))
     gate = api.hold(STATUS, number=4)
-    async with session_with(api, chunk_size=10, max_concurrency=4) as session:
-        async with session.stopping(2, range(40)) as run:
-            await api.wait_for_requests(3, STOP)
-            assert gate.held == 1
-            counts = dict(run.counts)
-            gate.release()
-            await run.wait()
+    async with (
+        session_with(api, chunk_size=10, max_concurrency=4) as session,
+        session.stopping(2, range(40)) as run,
+    ):
+        await api.wait_for_requests(3, STOP)
+        assert gate.held == 1
+        counts = dict(run.counts)
+        gate.release()
+        await run.wait()
     assert sum(counts.values()) == 40
     assert api.counters.requests_by_method == calls(4, 4)
 
@@ -185,12 +190,16 @@ async def test_no_more_requests_at_once_than_allowed_however_many_runs(
     api: ControlApiSimulator,
 ) -> None:
     api.add_tasks(range(300))
+    api.latency = INSTANT
+    gate = api.hold()
     async with session_with(api, chunk_size=5, max_concurrency=3) as session:
         parts = [range(start, start + 60) for start in range(0, 300, 60)]
         async with asyncio.TaskGroup() as group:
             runs = [group.create_task(session.stop_running(2, part)) for part in parts]
             status = group.create_task(session.task_status(2, range(300)))
             call = group.create_task(session.call(STATUS, {"project_id": 2, "task_ids": 7}))
+            await api.wait_until(lambda: gate.held == 3)
+            gate.release()
     assert api.counters.peak == 3
     assert [run.result().ids(SENT) for run in runs] == [list(part) for part in parts]
     assert len(status.result()) == 300
@@ -230,13 +239,15 @@ async def test_report_and_counts_are_right_at_any_moment(api: ControlApiSimulato
 async def test_a_stop_under_way_is_unconfirmed_until_its_answer(api: ControlApiSimulator) -> None:
     api.add_tasks(range(4))
     with api.hold(STOP) as gate:
-        async with session_with(api, chunk_size=2, max_concurrency=1) as session:
-            async with session.stopping(2, range(4)) as run:
-                await api.wait_until(lambda: gate.held == 1)
-                under_way = run.report
-                assert run.counts == under_way.counts
-                gate.release()
-                await run.wait()
+        async with (
+            session_with(api, chunk_size=2, max_concurrency=1) as session,
+            session.stopping(2, range(4)) as run,
+        ):
+            await api.wait_until(lambda: gate.held == 1)
+            under_way = run.report
+            assert run.counts == under_way.counts
+            gate.release()
+            await run.wait()
     assert under_way.ids(StopResult.UNCONFIRMED) == [0, 1]
     assert under_way.ids(StopResult.NOT_SENT) == [2, 3]
     assert {each.status for each in under_way.values()} == {TaskStatus.RUNNING, None}
@@ -247,15 +258,14 @@ async def test_outcomes_come_as_soon_as_they_are_known(api: ControlApiSimulator)
     api.add_task(1, "Completed")
     api.add_task(2)
     with api.hold(STOP) as gate:
-        async with session_with(api) as session:
-            async with session.stopping(2, [1, 2]) as run:
-                first = await anext(run)
-                gate.release()
-                second = await anext(run)
-                with pytest.raises(StopAsyncIteration):
-                    await anext(run)
-                with pytest.raises(StopAsyncIteration):
-                    await anext(run)
+        async with session_with(api) as session, session.stopping(2, [1, 2]) as run:
+            first = await anext(run)
+            gate.release()
+            second = await anext(run)
+            with pytest.raises(StopAsyncIteration):
+                await anext(run)
+            with pytest.raises(StopAsyncIteration):
+                await anext(run)
     assert first == StopOutcome(1, 2, StopResult.NOT_RUNNING, TaskStatus.COMPLETED)
     assert second == StopOutcome(2, 2, SENT, TaskStatus.RUNNING)
 
@@ -321,12 +331,13 @@ async def test_a_run_that_was_not_entered_says_so(api: ControlApiSimulator) -> N
 async def test_the_end_of_a_loop_raises_after_the_last_outcome(api: ControlApiSimulator) -> None:
     api.add_tasks(range(10))
     api.fault(HttpStatus(400), method=STATUS, number=2)
-    gone: list[StopOutcome] = []
-    async with session_with(api, chunk_size=5, max_concurrency=1) as session:
-        async with session.stopping(2, range(10)) as run:
-            with pytest.raises(StopIncompleteError) as caught:
-                async for outcome in run:
-                    gone.append(outcome)
+    async with (
+        session_with(api, chunk_size=5, max_concurrency=1) as session,
+        session.stopping(2, range(10)) as run,
+    ):
+        gone = [await anext(run) for _ in range(10)]
+        with pytest.raises(StopIncompleteError) as caught:
+            await anext(run)
     assert [each.task_id for each in gone] == list(range(10))
     assert {each.task_id: each for each in gone} == dict(caught.value.report)
     assert caught.value.report == run.report
@@ -404,23 +415,27 @@ async def test_a_source_is_read_as_the_run_goes(api: ControlApiSimulator) -> Non
             yield n
 
     gate = api.hold(STATUS)
-    async with session_with(api, chunk_size=10, max_concurrency=2) as session:
-        async with session.stopping(2, ids(), collect=False) as run:
-            await api.wait_until(lambda: gate.held == 2)
-            assert read <= 10 * 2 * 4
-            gate.release()
-            await run.wait()
+    async with (
+        session_with(api, chunk_size=10, max_concurrency=2) as session,
+        session.stopping(2, ids(), collect=False) as run,
+    ):
+        await api.wait_until(lambda: gate.held == 2)
+        assert read <= 10 * 2 * 4
+        gate.release()
+        await run.wait()
     assert run.counts[SENT] == read == 1000
 
 
 async def test_a_slow_source_does_not_hold_up_what_it_gave(api: ControlApiSimulator) -> None:
     api.add_tasks(range(4))
     came = asyncio.Event()
-    async with session_with(api, chunk_size=100) as session:
-        async with session.stopping(2, source(range(4), pause=came.wait)) as run:
-            first = await anext(run)
-            came.set()
-            await run.wait()
+    async with (
+        session_with(api, chunk_size=100) as session,
+        session.stopping(2, source(range(4), pause=came.wait)) as run,
+    ):
+        first = await anext(run)
+        came.set()
+        await run.wait()
     assert first == StopOutcome(0, 2, SENT, TaskStatus.RUNNING)
     assert run.report.ids(SENT) == [0, 1, 2, 3]
 
@@ -481,7 +496,7 @@ async def test_confirming_tells_what_became_of_each_stop() -> None:
         async with session_with(api, chunk_size=100) as session:
             report = await session.stop_running(2, range(12), confirm=3600)
     assert {n: (each.result, str(each.status)) for n, each in report.items()} == {
-        **{n: (SENT, "Canceled") for n in range(10)},
+        **dict.fromkeys(range(10), (SENT, "Canceled")),
         10: (SENT, "Completed"),
         11: (StopResult.NOT_RUNNING, "Stalled"),
     }
@@ -506,8 +521,10 @@ async def test_a_stream_with_confirm_gives_each_outcome_once_when_it_is_sure() -
     async with ControlApiSimulator(tick=1.0, stop_delay=3.0) as api:
         api.add_tasks(range(6))
         api.add_task(6, "Completed")
-        async with session_with(api, chunk_size=3) as session:
-            async with session.stopping(2, range(7), confirm=3600) as run:
-                gone = await gather_outcomes(run)
+        async with (
+            session_with(api, chunk_size=3) as session,
+            session.stopping(2, range(7), confirm=3600) as run,
+        ):
+            gone = await gather_outcomes(run)
     assert sorted(each.task_id for each in gone) == list(range(7))
     assert {str(each.status) for each in gone if each.result is SENT} == {"Canceled"}

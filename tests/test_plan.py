@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctrlapi_async import (
@@ -233,10 +233,9 @@ class Drive:
 
     def settle(self, task_id: int) -> list[Row]:
         self.settled[task_id] += 1
-        often = self.settled[task_id] > 1
-        said = self.chance.choice(
-            ["Canceled", "Completed", MISSING, "Running"][: 3 if often else 4]
-        )
+        fates = ["Canceled", "Completed", MISSING]
+        # It cannot go on for ever: the third answer settles it.
+        said = self.chance.choice(fates + ["Running"] * (4 if self.settled[task_id] < 3 else 0))
         if said == MISSING:
             self.heard[task_id] = "Running"
             self.tell(task_id, StopResult.UNCONFIRMED)
@@ -305,11 +304,15 @@ def test_each_task_has_its_outcome_and_no_call_is_wasted(
     assert drive.plan.errors == []
 
 
-@given(worlds, chunks, chances, st.booleans(), st.booleans(), st.booleans())
+polling = st.fixed_dictionaries({"watch": st.booleans(), "confirm": st.booleans()})
+
+
+@settings(max_examples=300)
+@given(worlds, chunks, chances, polling, st.booleans())
 def test_rows_in_any_disorder_shift_no_outcome(
-    world: dict[int, str], chunk: int, chance: random.Random, watch: bool, confirm: bool, late: bool
+    world: dict[int, str], chunk: int, chance: random.Random, options: Any, late: bool
 ) -> None:
-    drive = Drive(world, chance, chunk=chunk, mangle=True, watch=watch, confirm=confirm)
+    drive = Drive(world, chance, chunk=chunk, mangle=True, **options)
     drive.feed(world)
     if late:
         drive.plan.flush()
@@ -335,6 +338,7 @@ FAULTS: list[Callable[[Job], CtrlApiError]] = [
 ]
 
 
+@settings(max_examples=300)
 @given(worlds, chunks, chances, st.booleans(), st.booleans())
 def test_whatever_fails_each_task_has_one_outcome_and_no_stop_is_sent_blindly(
     world: dict[int, str], chunk: int, chance: random.Random, confirm: bool, collect: bool
@@ -576,3 +580,22 @@ def test_what_an_error_means(error: CtrlApiError, kind: str, nothing_done: bool)
     assert dooms(error) is (kind == DOOM)
     assert passes(error) is (kind == PASSING)
     assert undone(error) is nothing_done
+
+
+def test_pending_and_stopped_tasks_are_asked_about_again_when_told_to() -> None:
+    plan = planned(2, 1, watch=True, confirm=True)
+    plan.source_open = False
+    works = []
+    for status in ("Scheduled", "Explore", "Running", STOP_SENT, "Running", "Canceled"):
+        job = plan.pick()
+        assert job is not None
+        works.append(job.work)
+        answered(plan, job, status)
+        if plan.has_pending or plan.has_stopped:
+            assert plan.pick() is None
+            plan.recheck()
+            plan.follow()
+    assert works == [*[Work.CHECK] * 3, Work.STOP, *[Work.CONFIRM] * 2]
+    assert plan.pick() is None
+    outcome = plan._ledger.report(StopStats(), {})[0]
+    assert (outcome.result, outcome.status) == (StopResult.STOP_SENT, TaskStatus.CANCELED)

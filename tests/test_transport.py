@@ -12,7 +12,7 @@ import re
 import zlib
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 import pytest
@@ -50,20 +50,38 @@ async def api() -> AsyncIterator[ControlApiSimulator]:
 @contextlib.asynccontextmanager
 async def raw_server(
     answer: Callable[[asyncio.StreamWriter], Awaitable[None]],
+    left: asyncio.Event | None = None,
 ) -> AsyncIterator[str]:
-    """A server that answers each request as it likes; its address."""
+    """A server that answers each request as it likes; its address.
+
+    Args:
+        answer: Writes an answer.
+        left: Set when the client has closed the connection.
+    """
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def watch(reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        if left is not None:
+            left.set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
+        tasks.add(cast("asyncio.Task[Any]", asyncio.current_task()))
+        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"(?i)content-length: (\d+)", head)
             await reader.readexactly(int(length[1]) if length else 0)
+            tasks.add(asyncio.create_task(watch(reader)))
             await answer(writer)
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 # --- bounds ---------------------------------------------------------------------------------------
@@ -126,34 +144,27 @@ async def endless_chunks(writer: asyncio.StreamWriter) -> None:
     while True:
         writer.write(b"3e8\r\n" + b" " * 1000 + b"\r\n")
         await writer.drain()
+        await asyncio.sleep(0)
 
 
 async def bomb(writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n")
+    """Send twenty megabytes of nothing in twenty kilobytes, and announce more."""
     packer = zlib.compressobj(wbits=31)
-    while True:
-        packed = packer.compress(bytes(1_000_000))
-        if packed:
-            writer.write(b"%x\r\n%s\r\n" % (len(packed), packed))
-            await writer.drain()
+    packed = packer.compress(bytes(20_000_000)) + packer.flush(zlib.Z_SYNC_FLUSH)
+    assert len(packed) < 100_000
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n")
+    writer.write(b"%x\r\n%s\r\n" % (len(packed), packed))
+    await writer.drain()
+    await asyncio.get_running_loop().create_future()
 
 
 @pytest.mark.parametrize("answer", [endless_announced, endless_chunks, bomb])
 async def test_a_reply_without_end_is_refused_while_it_is_read(
     answer: Callable[[asyncio.StreamWriter], Awaitable[None]],
 ) -> None:
-    ended = asyncio.Event()
-
-    async def watched(writer: asyncio.StreamWriter) -> None:
-        work = asyncio.ensure_future(answer(writer))
-        closed = asyncio.ensure_future(writer.wait_closed())
-        await asyncio.wait([work, closed], return_when=asyncio.FIRST_COMPLETED)
-        work.cancel()
-        await asyncio.gather(work, closed, return_exceptions=True)
-        ended.set()
-
+    left = asyncio.Event()
     async with (
-        raw_server(watched) as url,
+        raw_server(answer, left) as url,
         ControlSession(
             url, 1, retry=ONCE, max_reply_bytes=100_000, request_timeout=1000
         ) as session,
@@ -162,7 +173,7 @@ async def test_a_reply_without_end_is_refused_while_it_is_read(
             with pytest.raises(ReplyError, match="more than 100000 bytes"):
                 await session.call("TaskStatus", {})
             # It is not read on behind the caller's back: the connection is closed.
-            await ended.wait()
+            await left.wait()
 
 
 async def test_an_error_page_without_end_is_not_read_to_the_end() -> None:
@@ -171,6 +182,7 @@ async def test_an_error_page_without_end_is_not_read_to_the_end() -> None:
         while True:
             writer.write(b"<html>" * 1000)
             await writer.drain()
+            await asyncio.sleep(0)
 
     async with (
         raw_server(answer) as url,
@@ -200,7 +212,7 @@ async def test_a_reply_that_trickles_or_never_comes_is_ended_by_the_request_time
     api.fault(fault)
     ids = range(1, 11)
     async with ControlSession(api.url, 1, retry=ONCE, request_timeout=0.05) as session:
-        with pytest.raises(RequestError, match="no answer .* within 0.05 s") as caught:
+        with pytest.raises(RequestError, match=r"no answer .* within 0.05 s") as caught:
             await session.task_status(2, ids)
         assert isinstance(caught.value, TimeoutError)
         assert caught.value.sent
@@ -395,8 +407,9 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
 def test_a_bad_argument_is_named(
     arguments: dict[str, Any], kind: type[Exception], words: str
 ) -> None:
+    good: dict[str, Any] = {"base_url": "http://host", "user_id": 1}
     with pytest.raises(kind, match=words) as caught:
-        ControlSession(**{"base_url": "http://host", "user_id": 1} | arguments)
+        ControlSession(**good | arguments)
     assert type(caught.value) is kind
 
 
@@ -524,34 +537,36 @@ async def test_a_session_can_be_entered_again_but_not_twice_at_once(
 
 
 def test_a_session_may_live_in_one_loop_after_the_other() -> None:
-    policy = RetryPolicy(attempts=3, wait_initial=0.001, wait_max=1000)
-    pause = {"Retry-After": "900"}
+    api = ControlApiSimulator()
+    api.add_tasks(range(1, 11))
 
-    async def use(session: ControlSession, *, slow: bool) -> None:
+    async def address() -> str:
+        async with api:
+            return api.url
+
+    async def end_in_the_middle_of_a_pause() -> None:
+        pause = HttpStatus(503, headers={"Retry-After": "900"})
+        api.fault(pause, method="TaskStatus", number=1)
         async with api, session:
-            if not slow:
-                assert (await session.stop_running(2, 1, dry_run=True)).complete
-                return
-            # A second caller waits for the end of a pause when the loop ends.
-            api.fault(HttpStatus(503, headers=pause), number=api.counters.requests + 1)
             callers = [asyncio.create_task(session.call("TaskStatus", PARAMS)) for _ in range(2)]
-            await api.wait_for_requests(api.counters.requests + 1)
+            await api.wait_for_requests(1)
             await asyncio.wait(callers, timeout=0.05)
             for caller in callers:
                 caller.cancel()
             await asyncio.wait(callers)
 
-    api = ControlApiSimulator()
-    session = ControlSession("http://placeholder", 1)
-    asyncio.run(_start_once(api))
-    session = ControlSession(api.url, 1, retry=policy, batching=Batching(max_concurrency=1))
-    asyncio.run(use(session, slow=False))
-    asyncio.run(use(session, slow=False))
+    async def go_on() -> bool:
+        async with api, session, asyncio.timeout(30):
+            return (await session.stop_running(2, range(1, 11))).complete
 
-
-async def _start_once(api: ControlApiSimulator) -> None:
-    async with api:
-        api.add_tasks(range(1, 11))
+    session = ControlSession(
+        asyncio.run(address()),
+        1,
+        retry=RetryPolicy(wait_initial=0.3, wait_max=0.3),
+        batching=Batching(max_concurrency=1),
+    )
+    asyncio.run(end_in_the_middle_of_a_pause())
+    assert asyncio.run(go_on())
 
 
 # --- Retry-After ----------------------------------------------------------------------------------
@@ -620,8 +635,8 @@ async def test_debug_has_a_line_a_request(
     caplog.set_level(logging.DEBUG, "ctrlapi_async")
     async with ControlSession(api.url, 1, batching=Batching(chunk_size=4)) as session:
         await session.stop_running(2, range(1, 11))
+        api.fault(HttpStatus(404))
         with pytest.raises(HttpError):
-            api.fault(HttpStatus(404))
             await session.call("TaskReport", {})
     told = lines(caplog, logging.DEBUG)
     assert len(told) == api.counters.requests == 7

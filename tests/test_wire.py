@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -25,10 +24,19 @@ from ctrlapi_async import (
 )
 from ctrlapi_async.errors import HtmlReplyError
 
-DECODERS: list[wire.ReplyDecoder[Any]] = [session._ROWS, session._STATES, session._ANYTHING]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DECODERS: list[wire.ReplyDecoder[Any]] = [
+    *session._ROWS.values(),
+    session._STATES,
+    session._ANYTHING,
+]
 CHECK = [wire.TASK_STATUS]
 
-both_decoders = pytest.mark.parametrize("decoder", DECODERS, ids=["rows", "states", "anything"])
+both_decoders = pytest.mark.parametrize(
+    "decoder", DECODERS, ids=["checked", "stopped", "states", "anything"]
+)
 
 
 def rows_of(answer: object) -> list[tuple[int, str | None, str | None]]:
@@ -39,7 +47,8 @@ def rows_of(answer: object) -> list[tuple[int, str | None, str | None]]:
 def decode(
     reply_body: bytes, methods: list[str] = CHECK, first_id: int = 1
 ) -> list[wire.Answer[Any] | CtrlApiError]:
-    return session._ROWS.decode(reply_body, methods, first_id)
+    decoder = session._ROWS.get(methods[0], session._ROWS[wire.TASK_STATUS])
+    return list(decoder.decode(reply_body, methods, first_id))
 
 
 def refused(answer: object) -> CtrlApiError:
@@ -430,7 +439,7 @@ def test_a_member_that_stands_twice_is_told(text: str, where: str) -> None:
     assert caught.value.where == where
 
 
-@pytest.mark.parametrize("decoder", DECODERS[1:], ids=["states", "anything"])
+@pytest.mark.parametrize("decoder", DECODERS[2:], ids=["states", "anything"])
 def test_a_detail_that_stands_twice_is_told_by_who_reads_it(
     decoder: wire.ReplyDecoder[Any],
 ) -> None:
@@ -449,7 +458,8 @@ def test_no_member_stands_twice_unnoticed_wherever_it_stands(data: st.DataObject
     document = {"reply": [{"method": "TaskStatus", "id": 1, "result": told, "more": 1}]}
     places: list[dict[str, Any]] = [document, *document["reply"], *told]
     place = data.draw(st.sampled_from(places))
-    name = data.draw(st.sampled_from(list(place)))
+    # What nobody reads may stand as often as it likes.
+    name = data.draw(st.sampled_from([name for name in place if name != "more"]))
     another = data.draw(
         st.sampled_from(["Running", 0, 1, None, [], "TaskStatus", [{"task_id": 9, "status": "x"}]])
     )
@@ -494,8 +504,8 @@ def only_our_errors(reply_body: bytes, methods: list[str]) -> None:
     for decoder in DECODERS:
         try:
             answers = decoder.decode(reply_body, methods)
-        except CtrlApiError as error:
-            assert len(str(error)) >= 0
+        except CtrlApiError:
+            pass
         else:
             assert len(answers) == len(methods)
             assert all(isinstance(each, wire.Answer | CtrlApiError) for each in answers)

@@ -6,7 +6,7 @@ installed; 3, some tasks have no answer; 4, nothing could be done; 130, interrup
 SIGTERM), after what is known was printed.
 
 `--help` is to answer at once, so this module and `app` import nothing heavy: what carries a
-command out is in `work`, and waits until there is a command.
+command out waits until there is a command.
 """
 
 from __future__ import annotations
@@ -47,17 +47,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         from ctrlapi_async.cli.app import run
-    except ModuleNotFoundError as missing:
-        if missing.name not in ("cyclopts", "rich"):
-            raise
-        complain(
-            f"the command line needs {missing.name}, of the extra `cli`: "
-            "pip install 'ctrlapi-async[cli]'"
-        )
-        return USAGE
-    try:
+
         status = run(arguments)
         sys.stdout.flush()
+    except ModuleNotFoundError as missing:
+        package = (missing.name or "").partition(".")[0]
+        if package not in ("cyclopts", "rich"):
+            raise
+        complain(
+            f"the command line needs {package}, of the extra `cli`: "
+            "pip install 'ctrlapi-async[cli]'"
+        )
+        status = USAGE
     except UsageError as error:
         complain(error)
         status = USAGE

@@ -155,15 +155,13 @@ app = App(
 )
 app.register_install_completion_command(help="Install shell completion for this shell.")
 
-# The defaults below are frozen.
-
 
 @app.command
 def stop(
     *tasks: Annotated[
         str, Parameter(group=TASKS, help="Task ids (64 65 66) and ranges (100-199).")
     ],
-    more: Tasks = Tasks(),  # noqa: B008
+    more: Tasks = Tasks(),
     dry_run: Annotated[
         Flag, Parameter(group=COURSE, help="Only tell which tasks would be stopped.")
     ] = False,
@@ -182,8 +180,8 @@ def stop(
             help="Seconds for which stopped tasks are checked again, until none of them runs.",
         ),
     ] = None,
-    server: Server = Server(),  # noqa: B008
-    course: Course = Course(),  # noqa: B008
+    server: Server = Server(),
+    course: Course = Course(),
     format: Annotated[  # noqa: A002
         Format | None,
         Parameter(
@@ -202,7 +200,7 @@ def stop(
             help="Show only tasks with this result; may be given more than once.",
         ),
     ] = (),
-    talk: Talk = Talk(),  # noqa: B008
+    talk: Talk = Talk(),
 ) -> int:
     """Stop those of the tasks that are running.
 
@@ -229,9 +227,9 @@ def status(
     *tasks: Annotated[
         str, Parameter(group=TASKS, help="Task ids (64 65 66) and ranges (100-199).")
     ],
-    more: Tasks = Tasks(),  # noqa: B008
-    server: Server = Server(),  # noqa: B008
-    course: Course = Course(),  # noqa: B008
+    more: Tasks = Tasks(),
+    server: Server = Server(),
+    course: Course = Course(),
     format: Annotated[  # noqa: A002
         Format | None,
         Parameter(
@@ -249,7 +247,7 @@ def status(
             help="Show only tasks of this status; may be given more than once.",
         ),
     ] = (),
-    talk: Talk = Talk(),  # noqa: B008
+    talk: Talk = Talk(),
 ) -> int:
     """Ask for the status of tasks, and change nothing."""
     from ctrlapi_async.cli import work
@@ -279,13 +277,15 @@ def demo(
     latency: Annotated[
         Seconds, Parameter(group=WORLD, help="Seconds that the server takes for each reply.")
     ] = 0.05,
-    course: Course = Course(),  # noqa: B008
-    talk: Talk = Talk(),  # noqa: B008
+    course: Course = Course(),
+    talk: Talk = Talk(),
 ) -> int:
     """Stop the tasks of a simulated server, over HTTP on this machine, and tell the cost."""
-    from ctrlapi_async.cli import work
+    from ctrlapi_async.cli import simulated
 
-    return work.demo(tasks, running, absent, latency, course, talk)
+    return simulated.demo(
+        course, talk, tasks=tasks, running=running, absent=absent, latency=latency
+    )
 
 
 @app.command
@@ -346,11 +346,11 @@ def simulate(
     debug: Annotated[Flag, Parameter(group=OUTPUT, help="Show where an error comes from.")] = False,
 ) -> int:
     """Run a simulated Control API server until interrupted."""
-    from ctrlapi_async.cli import work
+    from ctrlapi_async.cli import simulated
 
     del debug  # `main` looks for it
-    return work.simulate(
-        work.World(
+    return simulated.simulate(
+        simulated.World(
             tasks=tasks,
             running=running,
             seed=seed,

@@ -12,7 +12,6 @@ from rich.progress import (
     Progress,
     TaskProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -54,9 +53,8 @@ class Bar(Progress):
             BarColumn(bar_width=28),
             TaskProgressColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=Console(stderr=True),
             auto_refresh=False,
             redirect_stdout=False,
@@ -64,7 +62,7 @@ class Bar(Progress):
         self._doing = doing
         self._afterwards = afterwards
         self._sized = sized
-        self._task = self.add_task(doing, total=None, rate="", left="left")
+        self._task = self.add_task(doing, total=None, rate="", left="")
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Give what is drawn."""
@@ -94,6 +92,7 @@ class Bar(Progress):
             total=total if total and (self._sized or ended) else None,
             description=self._afterwards if waiting and self._afterwards else self._doing,
             rate=f"{checked / elapsed:,.0f}/s" if elapsed else "",
+            left="left" if total and self._sized else "",
             refresh=True,
         )
 

@@ -15,7 +15,7 @@ from ctrlapi_async.report import StopReport
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from ctrlapi_async.models import StopOutcome, StopStats
+    from ctrlapi_async.models import StopOutcome
 
 ROWS: Final = 24
 """Lines of a table at most; a server with more statuses than that gets a line for the rest."""
@@ -39,7 +39,9 @@ NEEDS_A_PERSON: Final = frozenset(
     {StopResult.NOT_FOUND, StopResult.UNAVAILABLE, StopResult.NOT_SENT, StopResult.UNCONFIRMED}
 )
 
-_ORDER: Final = {word: place for place, word in enumerate([*StopResult, *TaskStatus])}
+_ORDER: Final[dict[str, int]] = {
+    word: place for place, word in enumerate([*StopResult, *TaskStatus])
+}
 
 
 def compressed(task_ids: Iterable[int], limit: int = IDS) -> str:
@@ -63,15 +65,19 @@ def numbered(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
-def cost(stats: StopStats) -> str:
-    """Tell what a run cost."""
+def summary(report: StopReport) -> str:
+    """Tell in a line how much was done, and what it cost."""
+    stats = report.stats
     calls = [
         numbered(count, f"{method} request")
         for count, method in ((stats.status_calls, "TaskStatus"), (stats.stop_calls, "TaskStop"))
         if count
     ]
     repeats = f", {stats.retries:,} of them repeated" * bool(stats.retries)
-    return f"{stats.elapsed:.2f} s, {' and '.join(calls) or 'no request'}{repeats}"
+    return (
+        f"{numbered(len(report), 'task')} in {stats.elapsed:.2f} s, "
+        f"{' and '.join(calls) or 'no request'}{repeats}\n"
+    )
 
 
 def members(outcome: StopOutcome, *, with_result: bool = True) -> dict[str, Any]:
@@ -104,7 +110,7 @@ def status_document(report: StopReport, keep: Callable[[StopOutcome], bool]) -> 
 
 def stop_table(report: StopReport, keep: Callable[[StopOutcome], bool]) -> Table:
     """Draw what became of the tasks: a line for all that ended alike."""
-    table = _table("Outcome", "Last status", caption=report)
+    table = _table("Outcome", "Last status")
     groups = _groups(report, keep)
     for (result, status), outcomes in groups[:ROWS]:
         table.add_row(
@@ -116,8 +122,8 @@ def stop_table(report: StopReport, keep: Callable[[StopOutcome], bool]) -> Table
 
 def status_table(report: StopReport, keep: Callable[[StopOutcome], bool]) -> Table:
     """Draw the statuses of the tasks: a line for all that have the same."""
-    table = _table("Status", caption=report)
-    groups = _groups(report, keep)
+    table = _table("Status")
+    groups = sorted(_groups(report, keep), key=lambda group: _place(group[0][1]))
     for (result, status), outcomes in groups[:ROWS]:
         unanswered = "no answer" if result is StopResult.NOT_SENT else _words(result)
         table.add_row(
@@ -157,21 +163,20 @@ def _groups(report: StopReport, keep: Callable[[StopOutcome], bool]) -> list[_Gr
         if keep(outcome):
             groups.setdefault((outcome.result, outcome.status), []).append(outcome)
 
-    def place(group: _Group) -> tuple[int, int, str]:
+    def place(group: _Group) -> tuple[int, tuple[int, str]]:
         result, status = group[0]
-        return _ORDER[result], _ORDER.get(status or "", len(_ORDER)), status or ""
+        return _ORDER[result], _place(status)
 
     return sorted(groups.items(), key=place)
 
 
-def _table(*columns: str, caption: StopReport) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        caption=f"{numbered(len(caption), 'task')} in {cost(caption.stats)}",
-        caption_justify="left",
-    )
+def _place(status: str | None) -> tuple[int, str]:
+    """Give what sorts statuses: the API's in the order of a task's life, others, then none."""
+    return _ORDER.get(status or "", len(_ORDER) + (status is None)), status or ""
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, no_wrap=True)
     table.add_column("Tasks", justify="right", no_wrap=True)
