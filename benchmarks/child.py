@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -99,11 +100,13 @@ async def runs(
 
 
 async def shapes(
-    url: str, client: str, count: int, cells: list[tuple[int, int]]
+    url: str, client: str, count: int, cells: list[tuple[int, int]], repeats: int
 ) -> list[dict[str, float]]:
-    """Run a client once to warm up, then three times, for each chunk and concurrency."""
+    """Run a client once to warm up, then `repeats` times, for each chunk and concurrency."""
     return [
-        (await runs(url, client, [count], repeats=3, chunk=chunk, concurrency=slots))[str(count)]
+        (await runs(url, client, [count], repeats=repeats, chunk=chunk, concurrency=slots))[
+            str(count)
+        ]
         for chunk, slots in cells
     ]
 
@@ -224,13 +227,21 @@ def spawn(task: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any, **more
     return json.loads(done.stdout)
 
 
-def imports(modules: str) -> float:
-    """Give the CPU seconds that a fresh interpreter spends on importing, beyond the main needs."""
+def imports(modules: str, cache: str) -> float:
+    """Give the CPU seconds that a fresh interpreter spends on importing, beyond the main needs.
+
+    Args:
+        modules: What to import.
+        cache: The directory for the bytecode, which is there after the first time.
+    """
     code = (
         "import aiohttp, attrs, cattrs, time; began = time.process_time(); "
         f"import {modules}; print(time.process_time() - began)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache, "PYTHONDONTWRITEBYTECODE": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True
+    )
     return float(done.stdout)
 
 

@@ -68,6 +68,7 @@ def _growth(figures: Mapping[str, Any]) -> Figure:
         axes.plot(counts, peaks, "o-", color=_COLOURS[client], label=client)
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("ids")
     axes.set_ylabel("MB at the peak, above the start")
     axes.legend(frameon=False)
@@ -81,14 +82,16 @@ def _sweep(worlds: list[dict[str, Any]]) -> Figure:
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for place in axes[len(worlds) :]:
         place.remove()
+    chunks, slots = (
+        sorted({cell[part] for world in worlds for cell in world["cells"]}) for part in (0, 1)
+    )
     for place, world in zip(axes, worlds, strict=False):
-        cells = {(chunk, slots): wall for chunk, slots, wall in world["cells"]}
-        chunks, slots = (sorted({cell[part] for cell in cells}) for part in (0, 1))
+        cells = {(chunk, slot): wall for chunk, slot, wall in world["cells"]}
         best = min(cells.values())
         shares = [[cells.get((c, s), float("nan")) / best for c in chunks] for s in slots]
         image = place.imshow(shares, origin="lower", aspect="auto", vmin=1, vmax=1.6)
-        place.set_xticks(range(len(chunks)), [str(chunk) for chunk in chunks])
-        place.set_yticks(range(len(slots)), [str(slot) for slot in slots])
+        place.set_xticks(range(len(chunks)), map(str, chunks), fontsize=7)
+        place.set_yticks(range(len(slots)), map(str, slots), fontsize=7)
         place.set_title(
             f"{world['server']}, {world['latency'] * 1e3:g} ms, {world['count']:,} ids\n"
             f"default: {world['default'] / best:.2f}",

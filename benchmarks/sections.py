@@ -6,6 +6,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from operator import truediv
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import asdict, frozen
@@ -62,10 +63,10 @@ def cpu(*, quick: bool) -> Section:
     """What a client's own process pays, by client."""
     clients = ["floor", "orjson", "package", "package on uvloop", "by hand", "attrs", "cattrs"]
     with serving() as url:
-        found = _rounds(url, clients, [10_000, 100_000], 2 if quick else 5, repeats=3)
+        found = _rounds(url, clients, [10_000, 100_000], 2 if quick else 4, repeats=3)
     with serving(wide=True) as url:
         wide = _rounds(
-            url, ["orjson", "package", "by hand"], [100_000], 1 if quick else 3, repeats=3
+            url, ["orjson", "package", "by hand"], [100_000], 1 if quick else 2, repeats=3
         )
     tables = [
         _cpu_table(found, 10_000, "half of them running (chunk 500, 8 at once)"),
@@ -106,6 +107,7 @@ def _cpu_table(found: _Found, count: int, what: str) -> Table:
     return Table(f"CPU of {count:,} ids, {what}", header, rows)
 
 
+_SLOW: Final = 0.05
 _SHAPES: Final = [(500, 8), (100, 8), (500, 4), (1000, 16), (2000, 2)]
 
 
@@ -117,11 +119,12 @@ def latency(*, quick: bool) -> Section:
     """
     count, shapes = 10_000, _SHAPES[: 2 if quick else None]
     figures: list[dict[str, Any]] = []
-    for added in (0.0, 0.005, 0.05):
+    for added in (0.0, 0.005, _SLOW):
         found: dict[str, list[Any]] = defaultdict(list)
         with serving(added) as url:
-            for client in ["package", "by hand", "floor"] * (1 if quick else 3):
-                found[client].append(spawn(child.shapes, url, client, count, shapes))
+            for client in ["package"] * (1 if quick else 3) + ["by hand", "floor"]:
+                repeats = 3 if added < _SLOW else 1
+                found[client].append(spawn(child.shapes, url, client, count, shapes, repeats))
             length = spawn(child.trips, url, [chunk for chunk, _ in shapes])
         for place, (chunk, slots) in enumerate(shapes):
             own = Spread.of(run[place]["cpu"] for run in found["package"])
@@ -202,9 +205,10 @@ def _small_jobs(*, quick: bool) -> Table:
 def memory(*, quick: bool) -> Section:
     """What a report weighs, and that a stream's memory does not grow."""
     count = 100_000 if quick else 1_000_000
-    clients = ["package", "by hand"]
     with serving() as url:
-        reports = {client: spawn(child.memory, url, client, count) for client in clients}
+        # What the other leaves a task does not depend on how many there are.
+        sizes = {"package": count, "by hand": 100_000}
+        reports = {client: spawn(child.memory, url, client, sizes[client]) for client in sizes}
         # A process each: memory that the first run gave back would hide what the second takes.
         peaks = {
             n: spawn(child.runs, url, "streaming", [n], repeats=1, warm=False)[str(n)]["peak"]
@@ -317,9 +321,11 @@ def imports(*, quick: bool) -> Section:
     """What importing the package costs beyond what any aiohttp, attrs and cattrs user pays."""
     modules = ["ctrlapi_async.session", "msgspec, stamina, cattrs.preconf.msgspec"]
     rounds: dict[str, list[float]] = {name: [] for name in modules}
-    for _ in range(3 if quick else 9):
-        for name in modules:
-            rounds[name].append(child.imports(name))
+    with TemporaryDirectory() as cache:
+        for number in range(4 if quick else 10):
+            for name in modules:
+                seconds = child.imports(name, cache)
+                rounds[name] += [seconds] * (number > 0)  # the first time it is compiled
     figures = {name: Spread.of(values) for name, values in rounds.items()}
     table = Table(
         "Import, CPU beyond that of aiohttp, attrs and cattrs",
@@ -349,6 +355,11 @@ class _World:
     latency: float
     count: int
 
+    def cell(self, chunk: int, slots: int) -> tuple[int, int]:
+        """Give the smallest chunk and concurrency that make the same requests."""
+        size = min(chunk, self.count)
+        return size, min(slots, -(-self.count // size))  # never more in flight than checks
+
     @property
     def cells(self) -> list[tuple[int, int]]:
         """The chunks and concurrencies that are worth a run, foretold roughly."""
@@ -356,13 +367,14 @@ class _World:
         walls: dict[tuple[int, int], float] = {}
         # Where a run takes a second or more, every other cell must do.
         stride = 2 if self.serial and self.count >= _MANY else 1
-        for chunk, slots in product(_CHUNKS[::stride], _SLOTS[1::stride]):
-            size = min(chunk, self.count)
-            # Never more requests are in flight than there are checks.
-            cell = size, min(slots, -(-self.count // size))
-            trip = self.latency + work * size + _TRIP
+        for chunk, slots in product(_CHUNKS[::stride], _SLOTS[stride - 1 :: stride]):
+            cell = self.cell(chunk, slots)
+            trip = self.latency + work * cell[0] + _TRIP
             wall = round_trips(range(1, self.count + 1), *cell) * trip
-            walls[cell] = max(wall, 1.5 * work * self.count) if self.serial else wall
+            passes = 1.5 * self.count  # all are checked, half are stopped
+            walls[cell] = max(
+                wall, passes / cell[0] * _REQUEST, passes * work if self.serial else 0.0
+            )
         bound = _WORTH * min(walls.values())
         return [cell for cell, wall in walls.items() if wall <= bound]
 
@@ -381,6 +393,8 @@ class _World:
 
 _MANY: Final = 40_000
 _TRIP: Final = 0.5 * MS
+_REQUEST: Final = 0.1 * MS
+"""What a request costs at the least: a round trip, and a client's CPU."""
 _WORTH: Final = 1.6
 """Cells that would take more than so many times the best one's time are not run."""
 
@@ -423,7 +437,11 @@ def sweep(*, quick: bool) -> Section:
             {
                 **asdict(world),
                 "default": default,
-                "cells": [[*cell, wall] for cell, wall in swept.items()],
+                "cells": [
+                    [chunk, slots, swept[cell]]
+                    for chunk, slots in product(_CHUNKS, _SLOTS)
+                    if (cell := world.cell(chunk, slots)) in swept
+                ],
             }
         )
     header = ["server", "latency", "ids", "best", "ms", "default", "ms", "default / best"]

@@ -255,7 +255,8 @@ class StopRun(AsyncIterator[StopOutcome]):
         for timer in self._timers.values():
             timer.cancel()
         for task in self._tasks:
-            task.cancel()
+            if not task.cancelling():  # else it would be cut off in its cleaning up
+                task.cancel()
         self._take_in()
         cut_short = self._plan.listing
         self._plan.close(str(error) if error else "")

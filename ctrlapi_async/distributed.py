@@ -1,5 +1,5 @@
-# mypy: disable-error-code="no-untyped-call"
-# distributed annotates few of its functions.
+# mypy: disable-error-code="no-untyped-call, import-not-found"
+# distributed annotates few of its functions, and is an extra.
 """The bulk stop spread over the workers of a Dask cluster; needs the extra `dask`.
 
 The ids of each server are cut into shards, about one a worker, and each shard is an ordinary run
@@ -118,7 +118,7 @@ async def stop_running_on(
         raise TypeError(f"client must be an asynchronous Client of this loop, not {client!r}")
     wanted = _expect_targets(targets)
     if not callable(session_factory):
-        raise TypeError(f"session_factory must be callable, not {session_factory!r:.80}")
+        raise TypeError(f"session_factory must be callable, not {_shown(session_factory)}")
     try:
         pickle.dumps((list(wanted), session_factory))
     except Exception as error:  # noqa: BLE001 - whatever pickling meets
@@ -223,7 +223,7 @@ def _concluded(endings: Mapping[S, Mapping[int, Ending]]) -> dict[S, StopReport]
 def _expect_targets(targets: Any) -> dict[Any, Projects]:  # noqa: ANN401 - checked here
     """Give the targets with lists of distinct ids."""
     if not isinstance(targets, Mapping):
-        raise TypeError(f"targets must map servers to projects, not {targets!r:.80}")
+        raise TypeError(f"targets must map servers to projects, not {_shown(targets)}")
     wanted: dict[Any, Projects] = {}
     for server, projects in targets.items():
         if not isinstance(projects, Mapping):
@@ -235,7 +235,8 @@ def _expect_targets(targets: Any) -> dict[Any, Projects]:  # noqa: ANN401 - chec
                 expect_int("project_id", project_id)
                 ids = _expect_task_ids(task_ids)
             except (TypeError, ValueError) as error:
-                raise type(error)(f"{_shown(server)}, project {project_id!r}: {error}") from None
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"{_shown(server)}, project {project_id!r}: {error}") from error
             if twice := seen.intersection(ids):
                 raise ValueError(
                     f"{_shown(server)}: task {min(twice)} is asked for in two projects"
@@ -259,8 +260,8 @@ def _expect_task_ids(task_ids: object) -> list[int]:
 
 
 def _shown(server: object) -> str:
-    """Show a server without the credentials that a URL may hold."""
-    return re.sub(r"//[^/]*@", "//***@", f"{server!r:.200}")
+    """Show a server, say, without the credentials that a URL may hold."""
+    return re.sub(r"//[^/]*@", "//***@", repr(server))[:200]
 
 
 # --- in the caller's process ------------------------------------------------------------------
@@ -312,7 +313,8 @@ async def _submit(client: Client, worker: str | None, shard: Shard) -> Ending | 
     try:
         ending: Ending | None = await future
     except asyncio.CancelledError:
-        await client.cancel([future])
+        with suppress(Exception):  # with the scheduler gone there is nothing to cancel
+            await client.cancel([future])
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
@@ -321,6 +323,8 @@ async def _submit(client: Client, worker: str | None, shard: Shard) -> Ending | 
         return None
     except Exception as error:  # noqa: BLE001 - whatever the factory raised, say
         return error
+    finally:
+        future.release()
     return ending
 
 

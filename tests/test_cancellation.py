@@ -264,7 +264,8 @@ class Scene:
             assert run.report.complete
         elif isinstance(error, StopIncompleteError):
             assert self.ending in ("close", "deadline")
-            assert not error.report.complete
+            # Of a stream that was not read to its end, all that was read may have its answer.
+            assert not error.report.complete or len(error.report) < len(IDS)
             assert error.report == run.report
             wanted = TimeoutError if self.ending == "deadline" else RequestError
             assert any(isinstance(cause, wanted) for cause in error.exceptions)

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import runpy
 import signal
 import socket
 import ssl
@@ -1190,14 +1189,17 @@ def test_the_words_of_the_options_are_those_of_the_library() -> None:
     assert app.Status.__args__ == tuple(map(str, TaskStatus))  # type: ignore[attr-defined]
 
 
-def test_python_m(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["ctrlapi-async", "stop", "x"])
-    monkeypatch.setenv("CTRLAPI_PROJECT_ID", "2")
-    runpy.run_module("ctrlapi_async.__main__", run_name="not_main")
-    with pytest.raises(SystemExit) as ended_with:
-        runpy.run_module("ctrlapi_async", run_name="__main__")
-    assert ended_with.value.code == cli.USAGE
-    assert "'x' is no task id" in capsys.readouterr().err
+def test_python_m() -> None:
+    assert import_module("ctrlapi_async.__main__").main is cli.main
+    ended = subprocess.run(
+        [sys.executable, "-m", "ctrlapi_async", "stop", "x"],
+        env={**os.environ, "CTRLAPI_PROJECT_ID": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == cli.USAGE
+    assert "'x' is no task id" in ended.stderr
 
 
 def test_a_reader_of_the_help_who_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1137,13 +1137,17 @@ def test_doom_that_strikes_during_a_pause_lets_nothing_follow_it() -> None:
         async with ControlApiSimulator() as api:
             api.add_tasks(range(1, 21))
             witness = Witness(api, choose)
-            with api.hold(number=2, every=True):
-                stopping = asyncio.create_task(stop_all(api, range(1, 21), chunk=2, concurrency=3))
-                await api.wait_for_requests(3)
+            with api.hold(number=3), api.hold(number=2) as doom, api.hold(number=4) as good:
+                stopping = asyncio.create_task(stop_all(api, range(1, 21), chunk=2, concurrency=4))
+                await api.wait_for_requests(4)
                 await asyncio.sleep(1)  # the pause has begun
+                doom.release()
+                await asyncio.sleep(1)
+                good.release()
+                await asyncio.sleep(20)  # it is over, and the third request still under way
             report, error = await stopping
         assert_sound(witness, range(1, 21), report, error, attempts=1)
-        assert len(witness.requests) == 3
+        assert len(witness.requests) == 4
         assert len(report.ids(NOT_SENT)) == 20
 
     run(main())

@@ -48,7 +48,11 @@ def pytest_run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *named, *options],
         cwd=folder,
         env={
-            **{name: value for name, value in os.environ.items() if "COV" not in name},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if "COV" not in name and name != "PYTEST_ADDOPTS"
+            },
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "PYTHONPATH": str(ROOT),
         },
