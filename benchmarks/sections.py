@@ -246,7 +246,7 @@ def lag(*, quick: bool) -> Section:
         cases += [("package", 1_000_000), ("by hand", 1_000_000)]
     with serving() as url:
         for client, count in cases:
-            repeats = 5 if count < 1_000_000 else 1
+            repeats = 3 if count < 1_000_000 else 1
             name = f"{client}, {count:,} ids" if client else "nothing, 0.3 s"
             figures[name] = spawn(child.lag, url, client, count, repeats)
     table = Table(
@@ -322,7 +322,7 @@ def imports(*, quick: bool) -> Section:
     modules = ["ctrlapi_async.session", "msgspec, stamina, cattrs.preconf.msgspec"]
     rounds: dict[str, list[float]] = {name: [] for name in modules}
     with TemporaryDirectory() as cache:
-        for number in range(4 if quick else 10):
+        for number in range(4 if quick else 8):
             for name in modules:
                 seconds = child.imports(name, cache)
                 rounds[name] += [seconds] * (number > 0)  # the first time it is compiled
@@ -408,7 +408,7 @@ def sweep(*, quick: bool) -> Section:
     ]
     if quick:
         serial, others = serial[::2][:3], others[::2]
-    repeats = 2 if quick else 3
+    repeats = 2
     # A server with one worker leaves the machine idle: three of them do not disturb each other.
     with ThreadPoolExecutor(3) as pool:
         walls = [*pool.map(lambda world: world.run(repeats), serial)]

@@ -33,7 +33,7 @@ class _Batch:
 
     wishes: dict[int, _Wish] = field(factory=dict)
     run: StopRun | None = None
-    timer: asyncio.TimerHandle | None = None
+    timer: asyncio.TimerHandle = field(init=False)
 
     def takes(self, project_id: int, task_id: int) -> bool:
         """Tell whether a task can go along: one report cannot hold it for two projects."""
@@ -134,8 +134,7 @@ class Gatherer:
         """End what has not begun, and wait for all callers to be told."""
         self._closed = True
         for batch in self._waiting:
-            if batch.timer is not None:
-                batch.timer.cancel()
+            batch.timer.cancel()
             self._turn_away(batch)
         self._waiting.clear()
         await until_gone(self._tasks)

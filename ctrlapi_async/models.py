@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from enum import Enum, StrEnum
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -176,8 +177,7 @@ def expect_ids(task_ids: list[Any]) -> None:
     try:
         convert(task_ids, _TaskIds)
     except ValidationError:
-        for task_id in task_ids:
-            expect_int("a task id", task_id)
+        list(map(partial(expect_int, "a task id"), task_ids))  # says which, and why
 
 
 def expect_seconds(name: str, value: object) -> float:

@@ -5,7 +5,7 @@ stop whose reply was lost is neither repeated nor reported before TaskStatus was
 
 | work | asks | about | and then |
 | --- | --- | --- | --- |
-| CHECK | TaskStatus | tasks nobody asked about yet, or that were pending | Running ones are pooled |
+| CHECK | TaskStatus | tasks not asked about yet, or pending | Running ones are pooled |
 | STOP | TaskStop | Running tasks, a chunk at a time | outcome; lost replies: SETTLE |
 | SETTLE | TaskStatus | tasks whose stop has an unknown fate | outcome, or STOP again |
 | CONFIRM | TaskStatus | tasks that were stopped | outcome, or CONFIRM later |
@@ -17,7 +17,7 @@ from collections import deque
 from contextlib import suppress
 from enum import Enum
 from itertools import chain
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, cast
 
 from attrs import define, evolve
 
@@ -223,11 +223,7 @@ class StopPlan:
         """Ask for tasks; those asked for before are passed over."""
         self._projects.add(project_id)
         code = self._code(project_id, StopResult.NOT_SENT, final=False)
-        fresh = self._ledger.admit(task_ids, code)
-        if error := self._dead_projects.get(project_id):
-            self._fail(Call(project_id, fresh), error)
-        else:
-            self._fed.add(project_id, fresh)
+        self._fed.add(project_id, self._ledger.admit(task_ids, code))
 
     def feed_all_active(self, project_id: int) -> None:
         """Ask for whatever the server calls active in a project."""
@@ -398,13 +394,15 @@ class StopPlan:
         self._resting.discard(job)
         if self.doom is not None:
             return False
-        dead = [call for call in job.calls if call.project_id in self._dead_projects]
-        for call in dead:
-            self._give_up_call(job, call, self._dead_projects[call.project_id])
-        if dead:
-            job.calls = [call for call in job.calls if call not in dead]
-        if not job.calls:
-            self._lost.discard(job)
+        self._lost.discard(job)
+        calls, job.calls = job.calls, []
+        for call in calls:
+            if error := self._dead_projects.get(call.project_id):
+                self._give_up_call(job, call, error)
+            else:
+                job.calls.append(call)
+        if job.calls:
+            self._keep_lost(job)
         return self._still_wanted(job)
 
     # --- answers ------------------------------------------------------------------------------
@@ -638,17 +636,16 @@ class StopPlan:
                 stopped = status is TaskStatus.CANCELED
                 result = StopResult.STOP_SENT if stopped else StopResult.NOT_RUNNING
                 self._ledger.move_all([task_id], self._code(project_id, result, status))
-        if not again or job.lost is None:
+        if not again:
             return []
         stop = evolve(job, work=Work.STOP, calls=[Call(project_id, again)], attempt=job.stops)
-        return self._repeat(stop, job.lost)
+        return self._repeat(stop, cast("CtrlApiError", job.lost))
 
     def _leave_lost(self, job: Job, task_ids: list[int], words: str) -> None:
         """Book tasks whose stop was lost and of which nothing more can be learnt."""
-        if job.lost is not None:
-            self.note(job.lost)
-            words = f"{words_of(job.lost)}; {words}"
-        self._unconfirm(Call(job.calls[0].project_id, task_ids), words)
+        lost = cast("CtrlApiError", job.lost)
+        self.note(lost)
+        self._unconfirm(Call(job.calls[0].project_id, task_ids), f"{words_of(lost)}; {words}")
 
     def _book_confirm(
         self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]

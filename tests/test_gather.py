@@ -549,3 +549,34 @@ def test_callers_do_not_touch_each_other(
                 caller.cancel()
 
     run(main())
+
+
+async def test_who_gives_up_when_the_session_closes_is_told_nothing_else(
+    api: ControlApiSimulator,
+) -> None:
+    api.add_tasks(range(2))
+    async with open_session(api, linger=1000) as session:
+        callers = [call(session, 0), call(session, 1)]
+        await turns(2)
+        callers[0].cancel()
+    quitter, other = await answers(callers)
+    assert isinstance(quitter, asyncio.CancelledError)
+    assert isinstance(other, StopIncompleteError)
+    assert costs(api) == (0, 0)
+
+
+async def test_when_all_tasks_are_cancelled_no_caller_is_left_waiting(
+    api: ControlApiSimulator,
+) -> None:
+    api.add_tasks(range(3))
+    async with open_session(api) as session:
+        before = asyncio.all_tasks()
+        with api.hold("TaskStatus"):
+            callers = [call(session, n) for n in range(3)]
+            await api.wait_for_requests(1)
+            # As asyncio.run does at its end; the callers' own tasks are spared here.
+            for task in asyncio.all_tasks() - before - set(callers):
+                if "_serve" in repr(task.get_coro()):
+                    task.cancel()
+            told = await answers(callers)
+    assert [type(each) for each in told] == [asyncio.CancelledError] * 3

@@ -24,6 +24,7 @@ from ctrlapi_async import (
     TaskStatus,
     bulk,
 )
+from ctrlapi_async.plan import StopPlan
 from ctrlapi_async.simulator import STATUSES, ControlApiSimulator, HttpStatus
 
 if TYPE_CHECKING:
@@ -528,3 +529,57 @@ async def test_a_stream_with_confirm_gives_each_outcome_once_when_it_is_sure() -
             gone = await gather_outcomes(run)
     assert sorted(each.task_id for each in gone) == list(range(7))
     assert {str(each.status) for each in gone if each.result is SENT} == {"Canceled"}
+
+
+async def test_a_fault_of_the_package_comes_out_as_itself(
+    api: ControlApiSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    api.add_tasks(range(10))
+    monkeypatch.setattr(StopPlan, "answered", broken)
+    async with session_with(api) as session:
+        with pytest.raises(ZeroDivisionError):
+            await session.stop_running(2, range(10))
+        run = session.stopping(2, range(10))
+        with pytest.raises(ZeroDivisionError):
+            async with run:
+                async for _ in run:
+                    pass
+        assert run.report.counts[StopResult.NOT_SENT] == 10
+        assert (
+            await asyncio.gather(*(session.stop(2, n) for n in range(3)), return_exceptions=True)
+            == [AnyFault(ZeroDivisionError)] * 3
+        )
+
+
+class AnyFault:
+    """Equal to every error of a kind."""
+
+    def __init__(self, kind: type[Exception]) -> None:
+        self._kind = kind
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is self._kind
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+async def test_a_source_need_not_be_a_generator(api: ControlApiSimulator) -> None:
+    class Countdown:
+        left = 10
+
+        def __aiter__(self) -> Countdown:
+            return self
+
+        async def __anext__(self) -> int:
+            if self.left == 0:
+                raise StopAsyncIteration
+            self.left -= 1
+            return self.left
+
+    api.add_tasks(range(10))
+    async with session_with(api) as session:
+        report = await session.stop_running(2, Countdown())
+    assert report.ids(StopResult.STOP_SENT) == list(range(9, -1, -1))

@@ -14,6 +14,7 @@ from ctrlapi_async import (
     HttpError,
     MethodError,
     ReplyError,
+    ProjectNotFoundError,
     RequestError,
     StopOutcome,
     StopReport,
@@ -599,3 +600,44 @@ def test_pending_and_stopped_tasks_are_asked_about_again_when_told_to() -> None:
     assert plan.pick() is None
     outcome = plan._ledger.report(StopStats(), {})[0]
     assert (outcome.result, outcome.status) == (StopResult.STOP_SENT, TaskStatus.CANCELED)
+
+
+def two_projects() -> tuple[StopPlan, Job, Job]:
+    """A plan with two checks of project 2 under way, and another project beside it."""
+    plan = StopPlan(Ledger(collect=True))
+    plan.chunk = 2
+    plan.feed(2, [20, 21, 22, 23])
+    plan.feed(3, [30])
+    plan.source_open = False
+    jobs = [job for job in (plan.pick(), plan.pick()) if job is not None]
+    for job in jobs:
+        plan.launch(job)
+    first, second = jobs
+    return plan, first, second
+
+
+GONE = ProjectNotFoundError("TaskStatus", "project 2 does not exist")
+
+
+def test_what_a_dead_project_still_answers_is_not_stopped() -> None:
+    plan, first, second = two_projects()
+    plan.answered(first, [GONE])
+    plan.answered(second, [Answer([Row(22, "Running"), Row(23, "Completed")])])
+    while job := plan.pick():
+        assert [call.project_id for call in job.calls] == [3]
+        answered(plan, job, "Completed")
+    plan.close("")
+    outcomes = said(plan._ledger.report(StopStats()))
+    assert {n: outcomes[n][1] for n in (20, 22, 23)} == {
+        20: StopResult.NOT_SENT,
+        22: StopResult.NOT_SENT,
+        23: StopResult.NOT_RUNNING,
+    }
+
+
+def test_a_job_that_pauses_when_its_project_dies_is_not_done_again() -> None:
+    plan, first, second = two_projects()
+    [repeat] = plan.failed(second, RequestError("no answer"))
+    plan.answered(first, [GONE])
+    assert not plan.recall(repeat.job)
+    assert said(plan._ledger.report(StopStats()))[22][1] is StopResult.NOT_SENT

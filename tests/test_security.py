@@ -514,3 +514,18 @@ def test_the_canaries_would_be_seen() -> None:
     assert leaks(words(ReplyError("bad", "$", TOKEN)))
     assert leaks(words(MethodError("TaskStop", KEY)))
     assert not leaks(words(ReplyError("bad", "$", "***")))
+
+
+@pytest.mark.parametrize("padding", range(20, 50, 2))
+async def test_an_excerpt_that_begins_inside_a_credential_shows_no_part_of_it(
+    api: ControlApiSimulator, padding: int
+) -> None:
+    # The excerpt is of what surrounds the fault, and may begin in the middle of a word.
+    text = '{"x": "' + "." * 300 + KEY + "." * padding + '" !'
+    api.fault_when = lambda _: Body(text)
+    async with ControlSession(api.url, 1, headers={"X-Api-Key": KEY}) as session:
+        with pytest.raises(ReplyError) as caught:
+            await session.call("TaskStop", {})
+    assert caught.value.excerpt.startswith("...")
+    for length in range(5, len(KEY)):
+        assert KEY[-length:] not in caught.value.excerpt

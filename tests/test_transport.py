@@ -686,3 +686,17 @@ async def test_nothing_is_printed_when_nobody_listens(
     assert report.stats.retries == 2
     assert json.loads(report.to_json())["stats"]["retries"] == 2
     assert capfd.readouterr() == ("", "")
+
+
+async def test_an_error_page_that_breaks_off_is_still_that_error() -> None:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 500 Oops\r\nContent-Length: 100\r\n\r\n<html>half a pa")
+        await writer.drain()
+
+    async with (
+        raw_server(answer) as url,
+        ControlSession(url, 1, retry=RetryPolicy(attempts=1)) as session,
+    ):
+        with pytest.raises(HttpError, match="HTTP 500 Oops") as caught:
+            await session.call("TaskStop", {})
+    assert caught.value.status == 500
