@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping  # noqa: TC003 - attrs resolves it at run time
 from enum import Enum, StrEnum
 from functools import partial
 from types import MappingProxyType

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from attrs import field, frozen
 from cattrs import BaseValidationError, transform_error
@@ -22,7 +22,7 @@ from ctrlapi_async.models import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ class StopReport(Mapping[int, StopOutcome]):
         if not isinstance(other, StopReport):
             return NotImplemented
         return list(self._codes) == list(other._codes) and all(
-            self._verdicts[mine] == other._verdicts[theirs]
+            self._verdicts[mine] == other._verdicts[theirs]  # noqa: SLF001 - of its own kind
             for mine, theirs in set(zip(self._codes.values(), other._codes.values(), strict=True))
         )
 
@@ -125,8 +125,8 @@ class StopReport(Mapping[int, StopOutcome]):
             return NotImplemented
         numbers: dict[Verdict, int] = {}
         mine, theirs = (
-            [numbers.setdefault(verdict, len(numbers)) for verdict in report._verdicts]
-            for report in (self, other)
+            [numbers.setdefault(verdict, len(numbers)) for verdict in verdicts]
+            for verdicts in (self._verdicts, other._verdicts)
         )
         codes = dict(zip(self._codes, map(mine.__getitem__, self._codes.values()), strict=True))
         codes.update(zip(other._codes, map(theirs.__getitem__, other._codes.values()), strict=True))
@@ -207,8 +207,8 @@ class StatusReport(Mapping[int, TaskState]):
         return f"StatusReport({total} task{'s' * (total != 1)}{': ' * bool(words)}{words})"
 
 
-def _exactly(kind: type[T]) -> Any:
-    def structure(value: Any, _: object) -> T:
+def _exactly(kind: type[T]) -> Callable[[object, object], T]:
+    def structure(value: object, _: object) -> T:
         # By default cattrs makes 5 of "5" and True of "no".
         if type(value) is not kind:
             raise TypeError(f"expected {kind.__name__}, not {value!r:.80}")
@@ -217,7 +217,7 @@ def _exactly(kind: type[T]) -> Any:
     return structure
 
 
-def _float(value: Any, _: object) -> float:
+def _float(value: object, _: object) -> float:
     return float(value) if type(value) is int else _exactly(float)(value, float)
 
 

@@ -76,8 +76,8 @@ class _Reply(msgspec.Struct, Generic[T]):
     error: str | None = None
 
 
-def _decoder_of(result: Any) -> msgspec.json.Decoder[_Reply[Any]]:
-    return msgspec.json.Decoder(_Reply[result])
+def _decoder_of(result: object) -> msgspec.json.Decoder[_Reply[Any]]:
+    return msgspec.json.Decoder(_Reply[result])  # type: ignore[valid-type]
 
 
 class Answer(msgspec.Struct, Generic[T]):
@@ -96,7 +96,7 @@ class ReplyDecoder(Generic[T]):
         usual: A narrower type that most results have, and that is faster to read.
     """
 
-    def __init__(self, result: Any, usual: Any = None) -> None:
+    def __init__(self, result: object, usual: object = None) -> None:
         self._decoder: msgspec.json.Decoder[_Reply[T]] = _decoder_of(result)
         self._usual: msgspec.json.Decoder[_Reply[T]] = _decoder_of(usual or result)
 
@@ -251,22 +251,22 @@ def _plain(body: bytes, entries: list[Entry[Any]]) -> bool:
     # than these, there are no more members.
     if body.count(b'"') == quotes + 6 * rows:
         return True
-    if b"\\u00" in body:  # a name may be spelled so, and not be counted
-        return False
-    if body.count(b'"task_id"') != rows:
-        return False
-    # A row has one of the two (whoever reads rows sees to it), so none has more.
-    if body.count(b'"status"') + body.count(b'"error"') != rows:
-        return False
     # One call's envelope stands before its first row and behind its last one.
     around = (
         body[: body.find(b'"task_id"')] + body[body.rfind(b'"task_id"') :]
         if len(entries) == 1 and rows
         else body
     )
-    return around.count(b'"reply"') == 1 and all(
-        around.count(name) <= len(entries)
-        for name in (b'"method"', b'"id"', b'"result"', b'"errors"')
+    return (
+        b"\\u00" not in body  # a name may be spelled so, and not be counted
+        and body.count(b'"task_id"') == rows
+        # A row has one of the two (whoever reads rows sees to it), so none has more.
+        and body.count(b'"status"') + body.count(b'"error"') == rows
+        and around.count(b'"reply"') == 1
+        and all(
+            around.count(name) <= len(entries)
+            for name in (b'"method"', b'"id"', b'"result"', b'"errors"')
+        )
     )
 
 

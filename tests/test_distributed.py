@@ -38,10 +38,10 @@ from ctrlapi_async.simulator import ControlApiSimulator, HttpStatus
 _plain_pickling = dict(copyreg.dispatch_table)
 pytest.importorskip("distributed", reason="distributed is not there: the extra `dask` brings it")
 
-from distributed import Client, Event, LocalCluster
+from distributed import Client, Event, LocalCluster  # noqa: E402 - after a look at pickle
 
-from ctrlapi_async import distributed
-from ctrlapi_async.distributed import (
+from ctrlapi_async import distributed  # noqa: E402
+from ctrlapi_async.distributed import (  # noqa: E402
     ServersIncompleteError,
     Shard,
     run_shard,
@@ -75,7 +75,7 @@ def dask_pickling() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def cluster(dask_pickling: None) -> Iterator[Any]:
+def cluster(dask_pickling: None) -> Iterator[Any]:  # noqa: ARG001 - first it, then the cluster
     """Run two worker processes, in a loop of their own so that the tests can share them."""
     with LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"

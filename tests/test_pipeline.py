@@ -542,11 +542,9 @@ async def test_a_fault_of_the_package_comes_out_as_itself(
     async with session_with(api) as session:
         with pytest.raises(ZeroDivisionError):
             await session.stop_running(2, range(10))
-        run = session.stopping(2, range(10))
-        with pytest.raises(ZeroDivisionError):
-            async with run:
-                async for _ in run:
-                    pass
+        async with session.stopping(2, range(10)) as run:
+            with pytest.raises(ZeroDivisionError):
+                await anext(run)
         assert run.report.counts[StopResult.NOT_SENT] == 10
         assert (
             await asyncio.gather(*(session.stop(2, n) for n in range(3)), return_exceptions=True)
