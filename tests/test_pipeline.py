@@ -264,9 +264,9 @@ async def test_outcomes_come_as_soon_as_they_are_known(api: ControlApiSimulator)
             gate.release()
             second = await anext(run)
             with pytest.raises(StopAsyncIteration):
-                await anext(run)
+                [outcome async for outcome in run]
             with pytest.raises(StopAsyncIteration):
-                await anext(run)
+                [outcome async for outcome in run]
     assert first == StopOutcome(1, 2, StopResult.NOT_RUNNING, TaskStatus.COMPLETED)
     assert second == StopOutcome(2, 2, SENT, TaskStatus.RUNNING)
 
@@ -544,7 +544,7 @@ async def test_a_fault_of_the_package_comes_out_as_itself(
             await session.stop_running(2, range(10))
         async with session.stopping(2, range(10)) as run:
             with pytest.raises(ZeroDivisionError):
-                await anext(run)
+                [outcome async for outcome in run]
         assert run.report.counts[StopResult.NOT_SENT] == 10
         assert (
             await asyncio.gather(*(session.stop(2, n) for n in range(3)), return_exceptions=True)
