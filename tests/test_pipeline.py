@@ -264,9 +264,9 @@ async def test_outcomes_come_as_soon_as_they_are_known(api: ControlApiSimulator)
             gate.release()
             second = await anext(run)
             with pytest.raises(StopAsyncIteration):
-                [outcome async for outcome in run]
+                await anext(run)
             with pytest.raises(StopAsyncIteration):
-                [outcome async for outcome in run]
+                await anext(run)
     assert first == StopOutcome(1, 2, StopResult.NOT_RUNNING, TaskStatus.COMPLETED)
     assert second == StopOutcome(2, 2, SENT, TaskStatus.RUNNING)
 
