@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copyreg
 import inspect
 import os
 from types import SimpleNamespace
@@ -39,6 +40,15 @@ if "stream_writer" in inspect.signature(ClientResponse.__init__).parameters:
             super().__init__(*args, **kwargs)
 
     aioresponses.core.ClientResponse = _Response  # type: ignore[attr-defined]
+
+
+@pytest.fixture(autouse=True)
+def plain_pickling() -> Iterator[None]:
+    """Undo what a test's imports do to pickle: distributed makes it hold tracebacks."""
+    before = dict(copyreg.dispatch_table)
+    yield
+    copyreg.dispatch_table.clear()
+    copyreg.dispatch_table.update(before)
 
 
 @pytest.fixture(autouse=True)

@@ -68,6 +68,19 @@ async def test_the_test_of_an_orchestration_service() -> None:
         await names["test_a_job_is_called_off"](empty)
 
 
+async def test_many_servers(api: ControlApiSimulator, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip(
+        "distributed", reason="distributed is not there: the extra `dask` brings it"
+    )
+    await load("More than one machine", api)["main"]()
+    shown = capsys.readouterr().out
+    assert shown == f"{api.url} StopReport(1002 tasks: 502 stop_sent, 500 not_running)\n"
+
+
 def test_no_block_is_left_out() -> None:
-    others = {"One session for an application", "Testing your own service"}
+    others = {
+        "One session for an application",
+        "Testing your own service",
+        "More than one machine",
+    }
     assert BLOCKS.keys() == EXPECTED.keys() | others
