@@ -189,6 +189,7 @@ class StopPlan:
         confirm: bool = False,
     ) -> None:
         self.errors: list[Exception] = []
+        self._noted: set[tuple[type[Exception], str]] = set()
         self.doom: CtrlApiError | None = None
         self.source_open = True
         self._ledger = ledger
@@ -476,7 +477,9 @@ class StopPlan:
 
     def note(self, error: Exception) -> None:
         """Keep an error for the end, once if the same comes again and again."""
-        if all((type(error), str(error)) != (type(known), str(known)) for known in self.errors):
+        key = (type(error), str(error))
+        if key not in self._noted:
+            self._noted.add(key)
             self.errors.append(error)
 
     # --- inside -------------------------------------------------------------------------------
