@@ -116,6 +116,7 @@ class StopRun(AsyncIterator[StopOutcome]):
         policy: RetryPolicy,
         batching: Batching,
         registry: set[StopRun],
+        check_open: Callable[[], None],
     ) -> None:
         self._targets = targets
         self._options = options
@@ -124,6 +125,7 @@ class StopRun(AsyncIterator[StopOutcome]):
         self._policy = policy
         self._batching = batching
         self._registry = registry
+        self._check_open = check_open
         self._ledger = Ledger(collect=options.collect)
         self._plan = StopPlan(
             self._ledger,
@@ -139,6 +141,7 @@ class StopRun(AsyncIterator[StopOutcome]):
         self._intake: list[int] = []
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._pause = POLL_FIRST
+        self._only_confirming = False
         self._began = self._ended_at = self._last_stop = 0.0
         self._calls = dict.fromkeys(Work, 0)
         self._retries = 0
@@ -156,6 +159,7 @@ class StopRun(AsyncIterator[StopOutcome]):
     async def __aenter__(self) -> Self:
         if self._entered:
             raise RuntimeError("a StopRun can be entered once only")
+        self._check_open()
         self._entered = True
         self._began = self._last_stop = self._pace.now()
         self._registry.add(self)
@@ -311,8 +315,7 @@ class StopRun(AsyncIterator[StopOutcome]):
         for project_id, task_ids in self._targets.listed.items():
             iterator = iter(task_ids)
             while piece := list(islice(iterator, FEED)):
-                expect_ids(piece)
-                self._plan.feed(project_id, piece)
+                self._plan.feed(project_id, expect_ids(piece))
                 if len(piece) == FEED:
                     await asyncio.sleep(0)
         for project_id in self._targets.all_active:
@@ -396,6 +399,12 @@ class StopRun(AsyncIterator[StopOutcome]):
         if plan.source_open and plan.partial and "flush" not in self._timers:
             self._after("flush", FLUSH, self._flush)
         polled = plan.has_pending or plan.confirming
+        if plan.confirming and not (plan.stopping or self._only_confirming):
+            # The last stop is answered: its tasks are asked about before the seconds are over.
+            self._only_confirming = True
+            self._pause = min(POLL_FIRST, (self._options.confirm or 0.0) / 2)
+            if timer := self._timers.pop("poll", None):
+                timer.cancel()
         if polled and "poll" not in self._timers:
             self._after("poll", min(self._pause, self._time_left()), self._poll)
         if not (self._tasks or polled) or (plan.doom is not None and not plan.flying):

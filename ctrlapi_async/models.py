@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping  # noqa: TC003 - attrs resolves it at run time
 from enum import Enum, StrEnum
 from functools import partial
@@ -169,15 +169,16 @@ def expect_int(name: str, value: object, least: int = 0) -> int:
         raise TypeError(f"{name} must be an int, not {value!r}")
     if not least <= value <= MAX_ID:
         raise ValueError(f"{name} must be from {least} to 2**63 - 1, not {value!r}")
-    return value
+    return int(value)  # a plain one, which JSON can hold
 
 
-def expect_ids(task_ids: list[Any]) -> None:
-    """Make sure that all are ints from 0 to 2**63 - 1; raises as `expect_int` does."""
+def expect_ids(task_ids: list[Any]) -> list[int]:
+    """Give ints from 0 to 2**63 - 1, plain ones, in a list; raises as `expect_int` does."""
     try:
         convert(task_ids, _TaskIds)
     except ValidationError:
         list(map(partial(expect_int, "a task id"), task_ids))  # says which, and why
+    return task_ids if {int}.issuperset(map(type, task_ids)) else list(map(int, task_ids))
 
 
 def expect_seconds(name: str, value: object) -> float:
@@ -189,7 +190,7 @@ def expect_seconds(name: str, value: object) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not 0 <= value < math.inf:
+    if not 0 <= value <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number of seconds, 0 or more, not {value!r}")
     return value
 

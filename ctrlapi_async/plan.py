@@ -61,10 +61,6 @@ class Work(Enum):
         return self.value[0]
 
 
-WRONG_USER: Final = 16
-"""Projects refused as "user is unavailable", one by one and with no call answered in between,
-after which the user is taken to be the reason."""
-
 TaskIds = list[int] | AllActive
 
 
@@ -212,8 +208,8 @@ class StopPlan:
         self._lost: set[Job] = set()
         self._unwanted: set[int] = set()
         self._projects: set[int] = set()
-        self._heard = False
-        self._lists_are_exact = False
+        # Methods whose denials name the bad ids only.
+        self._exact: set[str] = set()
         self._dead_projects: dict[int, MethodError] = {}
         # Per project, the verdict for each status that a check may find.
         self._codes: dict[int, dict[str | None, int]] = {}
@@ -419,14 +415,20 @@ class StopPlan:
         """Book what the server answered to each call of a job; give what is to be repeated."""
         self._land(job)
         repeats: list[Repeat] = []
+        unread: list[Call] = []
+        why: CtrlApiError | None = None
         for call, answer in zip(job.calls, answers, strict=True):
             try:
                 if isinstance(answer, CtrlApiError):
                     raise answer
-                self._heard = True
                 repeats += self._BOOK[job.work](self, job, call, answer)
-            except CtrlApiError as error:
+            except MethodError as error:
                 repeats += self._refuse(evolve(job, calls=[call]), error)
+            except CtrlApiError as error:
+                unread.append(call)
+                why = why or error
+        if why is not None:  # in one request again, as they were
+            repeats += self._refuse(evolve(job, calls=unread), why)
         return repeats
 
     def failed(self, job: Job, error: CtrlApiError) -> list[Repeat]:
@@ -702,11 +704,13 @@ class StopPlan:
             self._end_project(job, error)
         elif isinstance(error, TasksDeniedError) and not isinstance(call.task_ids, AllActive):
             named = set(call.task_ids).intersection(error.task_ids)
-            if len(call.task_ids) == 1 or (self._lists_are_exact and len(named) == job.size):
+            if len(call.task_ids) == 1 or (
+                job.work.method in self._exact and len(named) == job.size
+            ):
                 self._deny(job, call.task_ids, error)
             elif 0 < len(named) < len(call.task_ids):
                 # A server that names a part of what it was asked names the bad ones.
-                self._lists_are_exact = True
+                self._exact.add(job.work.method)
                 self._deny(job, [n for n in call.task_ids if n in named], error)
                 rest = [n for n in call.task_ids if n not in named]
                 self._queue(evolve(job, calls=[Call(call.project_id, rest)]))
@@ -730,12 +734,7 @@ class StopPlan:
         """End what concerns one project, and so all if there is no other."""
         [call] = job.calls
         self._dead_projects[call.project_id] = error
-        wrong_user = (
-            isinstance(error, UserUnavailableError)
-            and not self._heard
-            and len(self._dead_projects) >= WRONG_USER
-        )
-        if wrong_user or self._dead_projects.keys() >= self._projects:
+        if self._dead_projects.keys() >= self._projects:
             self._end(job, error)
             return
         self.give_up(job, error)
@@ -755,6 +754,8 @@ class StopPlan:
         if job.work is not Work.CONFIRM or self.listing:
             self.note(error)  # else it may be that every task has its answer
         self.doom = self.doom or error
+        if job.work is Work.CHECK and not job.fresh:
+            self.give_up(job, error)  # whether its tasks would have started nobody knows
         if job.lost is not None or (job.work is Work.STOP and not undone(error)):
             self._lost.add(evolve(job, lost=job.lost or error))
         self.stop_rechecking()

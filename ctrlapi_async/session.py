@@ -126,6 +126,7 @@ class ControlSession:
     async def __aenter__(self) -> Self:
         if self._state:
             self._transport.open()
+            self._gatherer = Gatherer(self._run, self._batching.linger)
             self._state = ""
             return self
         raise RuntimeError(f"{self!r} is entered already")
@@ -383,8 +384,9 @@ class ControlSession:
             ValueError: An argument is out of range.
         """
         self._check_open()
-        expect_int("project_id", project_id)
-        return await self._gatherer.stop(project_id, expect_int("task_id", task_id))
+        return await self._gatherer.stop(
+            expect_int("project_id", project_id), expect_int("task_id", task_id)
+        )
 
     # --- inside -------------------------------------------------------------------------------
 
@@ -402,6 +404,7 @@ class ControlSession:
             policy=self._retry,
             batching=self._batching,
             registry=self._runs,
+            check_open=self._check_open,
         )
 
     @staticmethod
@@ -470,7 +473,9 @@ class ControlSession:
         self, body: bytes, answers: list[wire.Answer[T] | CtrlApiError]
     ) -> list[wire.Answer[T] | CtrlApiError]:
         """Take the session's credentials out of the error texts of a reply, if it has any."""
-        if self._transport.has_secrets and b'"error' in body:
+        if self._transport.has_secrets and (
+            b'"error' in body or any(isinstance(answer, CtrlApiError) for answer in answers)
+        ):
             return list(map(self._transport.redacted_answer, answers))
         return answers
 
@@ -484,7 +489,7 @@ def _on_wire(call: Call) -> tuple[int, list[int] | str]:
 
 
 def _targets(project_id: int, task_ids: AnyTaskIds) -> Targets:
-    expect_int("project_id", project_id)
+    project_id = expect_int("project_id", project_id)
     if isinstance(task_ids, AllActive):
         return Targets(all_active=(project_id,))
     if isinstance(task_ids, AsyncIterable):

@@ -82,6 +82,11 @@ class Transport:
             raise TypeError(f"client must be an aiohttp.ClientSession, not {client!r}")
         self._given = client
         self._client = client
+        if client is not None and client.auth is not None:
+            if "Authorization" in self._headers:
+                raise ValueError("auth: the client has credentials of its own")
+            login, password = client.auth.login, client.auth.password
+            secrets += [_basic_token((login, password)), password]
         for sent in (headers or {}, client.headers if client is not None else {}):
             for name, value in sent.items():
                 if _SECRET_NAMES.search(name):
@@ -124,6 +129,7 @@ class Transport:
                 headers=self._headers,
                 ssl=self._ssl,
                 allow_redirects=False,
+                raise_for_status=False,  # whatever the caller's client does elsewhere
                 timeout=self._timeout,
             ) as response:
                 if response.status != 200:
@@ -202,11 +208,12 @@ class Transport:
         status = response.status
         advice = _ADVICE.get(status, "")
         if 300 <= status < 400:
-            target = self.redact(response.headers.get("Location", "nowhere"))[: wire.EXCERPT]
+            target = _text(response.headers.get("Location", "nowhere"))
+            target = self.redact(target)[: wire.EXCERPT]
             advice = (
                 f"redirects to {target}, which is not followed: use that address if it is right"
             )
-        reason = self.redact(response.reason or "")[: wire.EXCERPT]
+        reason = self.redact(_text(response.reason or ""))[: wire.EXCERPT]
         message = (
             f"HTTP {status} {reason}".rstrip() + f" from {self.url}" + f": {advice}" * bool(advice)
         )
@@ -278,6 +285,11 @@ def retry_after(value: str | None) -> float | None:
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
+def _text(header: str) -> str:
+    """Give a header without the lone surrogates that stand for bytes that are not UTF-8."""
+    return header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _endpoint(base_url: str) -> URL:
     if not isinstance(base_url, str):
         raise TypeError(f"base_url must be a str, not {type(base_url).__name__}")
@@ -287,6 +299,7 @@ def _endpoint(base_url: str) -> URL:
     try:
         url = URL(base_url)
         port = url.port
+        (url.raw_host or "").encode("idna")  # as resolving will: labels of 1 to 63 characters
     except ValueError:
         raise ValueError(f"base_url must be an HTTP URL, not {shown!r}") from None
     if url.scheme not in ("http", "https") or not url.host or port == 0:

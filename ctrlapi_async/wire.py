@@ -25,7 +25,7 @@ from ctrlapi_async.errors import (
 from ctrlapi_async.models import MAX_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 T = TypeVar("T")
 
@@ -329,16 +329,23 @@ def find_repeated(body: bytes) -> tuple[str, str] | None:
             members[name] = value
         return members
 
-    def search(value: object, path: str) -> tuple[str, str] | None:
+    def search(value: object) -> tuple[str, str] | None:
+        children: Iterable[tuple[object, object]]
+        if isinstance(value, tuple):
+            return value[0], ""
         if isinstance(value, dict):
-            children = [(f"{path}.{name}", child) for name, child in value.items()]
+            children = value.items()
         elif isinstance(value, list):
-            children = [(f"{path}[{place}]", child) for place, child in enumerate(value)]
-        elif isinstance(value, tuple):
-            return value[0], path.removesuffix(".")
+            children = enumerate(value)
         else:
             return None
-        return next(filter(None, (search(child, where) for where, child in children)), None)
+        for place, child in children:
+            if (found := search(child)) is not None:
+                # Paths are spelled on the way back only: all of them would be a square of the body.
+                step = f"[{place}]" if isinstance(place, int) else f".{place}"
+                step *= not isinstance(child, tuple)
+                return found[0], step + found[1]
+        return None
 
     document = json.loads(
         body.decode("utf-8", "replace"),  # what nobody reads may be of any charset
@@ -347,4 +354,5 @@ def find_repeated(body: bytes) -> tuple[str, str] | None:
         parse_float=str,
         strict=False,
     )
-    return search(document, "$")
+    found = search(document)
+    return None if found is None else (found[0], "$" + found[1])

@@ -840,3 +840,10 @@ def test_what_is_asked_again_and_again_is_told_as_it_is(
                         assert outcome.result is StopResult.STOP_SENT
 
     run(main())
+
+
+async def test_a_stop_is_confirmed_however_short_the_time(api: ControlApiSimulator) -> None:
+    api.add_task(1)
+    async with ControlSession(api.url, 1) as session:
+        report = await session.stop_running(2, 1, confirm=0.01)
+    assert report[1].status == "Canceled"

@@ -529,3 +529,29 @@ async def test_an_excerpt_that_begins_inside_a_credential_shows_no_part_of_it(
     assert caught.value.excerpt.startswith("...")
     for length in range(5, len(KEY)):
         assert KEY[-length:] not in caught.value.excerpt
+
+
+async def test_a_reply_without_an_answer_is_shown_without_credentials(
+    api: ControlApiSimulator,
+) -> None:
+    api.fault(Body(json.dumps({"reply": [], "echo": KEY})), every=True)
+    async with ControlSession(api.url, 1, headers={"X-Api-Key": KEY}, retry=HASTY) as session:
+        with pytest.raises(StopIncompleteError) as caught:
+            await session.stop_running(2, [1])
+    assert "no entry" in str(caught.value.report[1].error)
+    assert KEY not in repr(caught.value.exceptions) + caught.value.report.to_json()
+
+
+@pytest.mark.filterwarnings("ignore:.*BasicAuth:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*auth:DeprecationWarning")
+async def test_the_credentials_of_the_callers_client_are_not_shown_either(
+    api: ControlApiSimulator,
+) -> None:
+    api.fault_when = lambda record: HttpStatus(404, body=secrets_of(record))
+    async with aiohttp.ClientSession(auth=aiohttp.BasicAuth("operator", PASSWORD)) as client:
+        with pytest.raises(ValueError, match="credentials of its own"):
+            ControlSession(api.url, 1, client=client, auth=("a", "b"))
+        async with ControlSession(api.url, 1, client=client) as session:
+            with pytest.raises(HttpError) as caught:
+                await session.call("TaskStatus", {})
+    assert TOKEN not in caught.value.excerpt

@@ -485,3 +485,31 @@ async def test_entries_and_rows_may_come_in_any_order(
     assert list(report) == [66, 65, 64]
     assert report.ids(SENT) == [65, 64]
     assert report[66].status is TaskStatus.STALLED
+
+
+async def test_a_run_of_a_closed_session_does_not_start(api: ControlApiSimulator) -> None:
+    async with ControlSession(api.url, 1) as session:
+        run = session.stopping(2, [1])
+    with pytest.raises(RuntimeError, match="is closed"):
+        await run.__aenter__()
+    assert api.counters.requests == 0
+
+
+async def test_a_session_that_is_entered_again_is_as_good_as_new(api: ControlApiSimulator) -> None:
+    api.add_tasks([1, 2])
+    session = ControlSession(api.url, 1)
+    for task_id in (1, 2):
+        async with session:
+            outcome = await session.stop(2, task_id)
+        assert outcome.result is StopResult.STOP_SENT
+
+
+async def test_ints_of_another_class_go_as_ints(api: ControlApiSimulator) -> None:
+    class Number(int):
+        pass
+
+    api.add_tasks(range(30))
+    async with ControlSession(api.url, 1) as session:
+        report = await session.stop_running(Number(2), [*range(29), Number(29)])
+        assert (await session.stop(Number(2), Number(3))).result is StopResult.NOT_RUNNING
+    assert report.counts[StopResult.STOP_SENT] == 30

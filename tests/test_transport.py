@@ -700,3 +700,34 @@ async def test_an_error_page_that_breaks_off_is_still_that_error() -> None:
         with pytest.raises(HttpError, match="HTTP 500 Oops") as caught:
             await session.call("TaskStop", {})
     assert caught.value.status == 500
+
+
+async def test_what_a_client_does_with_statuses_elsewhere_does_not_matter(
+    api: ControlApiSimulator,
+) -> None:
+    api.fault(HttpStatus(403))
+    async with (
+        aiohttp.ClientSession(raise_for_status=True) as client,
+        ControlSession(api.url, 1, client=client) as session,
+    ):
+        with pytest.raises(HttpError) as caught:
+            await session.call("TaskStatus", {"project_id": 2, "task_ids": 1})
+    assert caught.value.status == 403
+    assert api.counters.requests == 1
+
+
+async def test_words_that_are_not_utf_8_fit_into_a_report() -> None:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 404 Nicht gef\xfcnden\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    async with raw_server(answer) as url, ControlSession(url, 1) as session:
+        with pytest.raises(StopIncompleteError) as caught:
+            await session.stop_running(2, [1])
+    assert "Nicht gef\ufffdnden" in caught.value.report.to_json()
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+def test_a_host_that_cannot_be_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match="must be an HTTP URL"):
+        ControlSession(f"http://{host}", 1)
