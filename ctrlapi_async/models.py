@@ -44,7 +44,7 @@ class StopResult(StrEnum):
     STOP_SENT = "stop_sent"
     """The server answered "Stop request was sent", or was found to have stopped the task."""
     NOT_RUNNING = "not_running"
-    """The check named another status than Running, so no stop was spent on it."""
+    """The check named another status than Running; no stop was spent, but perhaps a lost one."""
     NOT_FOUND = "not_found"
     """Access denied, or no row for it: the project has no such task."""
     UNAVAILABLE = "unavailable"
@@ -223,8 +223,8 @@ class Batching:
             0: only those asked for in the same turn of the event loop go together.
 
     Raises:
-        TypeError: A value is no int.
-        ValueError: A value is below 1.
+        TypeError: A value is of the wrong type.
+        ValueError: A value is out of range.
     """
 
     chunk_size: int | None = field(default=None, validator=_optional(_whole(1)))

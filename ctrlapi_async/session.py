@@ -150,7 +150,8 @@ class ControlSession:
     async def call(self, method: str, params: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
         """Call any one method of the API and give its raw `result`.
 
-        A call that failed is repeated if it surely did not reach the server, or is TaskStatus.
+        A call that failed is repeated if the server surely did not carry it out, or if it is
+        TaskStatus.
 
         Args:
             method: The method's name, "TaskStatus" say.

@@ -635,6 +635,50 @@ def test_what_a_dead_project_still_answers_is_not_stopped() -> None:
     }
 
 
+def test_a_job_of_two_projects_goes_on_for_the_one_that_lives() -> None:
+    plan = StopPlan(Ledger(collect=True))
+    plan.chunk = 4
+    plan.feed(2, [20, 21])
+    plan.feed(3, [30, 31])
+    plan.feed(4, [40])
+    plan.source_open = False
+    shared, other = plan.pick(), plan.pick()
+    assert shared is not None
+    assert other is not None
+    for job in (shared, other):
+        plan.launch(job)
+    plan.failed(shared, HttpError("too large", 413))  # two jobs that wait
+    first = plan.pick()
+    assert first is not None
+    plan.launch(first)
+    plan.failed(other, RequestError("no answer"))
+    assert [call.project_id for call in first.calls] == [2]
+    plan.answered(first, [GONE])
+    second = plan.pick()
+    assert second is not None
+    assert [call.project_id for call in second.calls] == [3]
+
+
+def test_a_waiting_job_loses_only_the_project_that_died() -> None:
+    plan = StopPlan(Ledger(collect=True))
+    plan.chunk = 4
+    plan.feed(2, [20, 21, 22])
+    plan.feed(3, [30])
+    plan.feed(2, [23])
+    plan.source_open = False
+    shared, last = plan.pick(), plan.pick()
+    assert shared is not None
+    assert last is not None
+    for job in (shared, last):
+        plan.launch(job)
+    plan.failed(shared, HttpError("too large", 413))
+    plan.answered(last, [GONE])  # while 20, 21 and 22 beside 30 wait
+    rest = plan.pick()
+    assert rest is not None
+    assert rest.calls == [Call(3, [30])]
+    assert plan.pick() is None
+
+
 def test_a_job_that_pauses_when_its_project_dies_is_not_done_again() -> None:
     plan, first, second = two_projects()
     [repeat] = plan.failed(second, RequestError("no answer"))

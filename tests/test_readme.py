@@ -32,7 +32,7 @@ async def api() -> AsyncIterator[ControlApiSimulator]:
 def load(title: str, api: ControlApiSimulator) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "readme"}
     code = BLOCKS[title].replace("http://172.16.1.41", api.url)
-    exec(compile(code.replace("asyncio.run(main())", ""), f"README: {title}", "exec"), names)
+    exec(compile(code.replace("asyncio.run(main())", "..."), f"README: {title}", "exec"), names)
     return names
 
 

@@ -299,6 +299,7 @@ def engine(
         policy=RetryPolicy(attempts=1000, wait_initial=0.01, wait_max=0.01),
         batching=Batching(chunk, AT_ONCE),
         registry=set(),
+        check_open=lambda: None,
     )
 
 
