@@ -353,18 +353,14 @@ class ControlSession:
             TypeError: An argument is of the wrong type.
             ValueError: An argument is out of range, or a task is asked for in two projects.
         """
-        if not isinstance(targets, Mapping):
-            raise TypeError(f"targets must map project ids to task ids, not {targets!r:.80}")
         return await self._finish(
-            self._run(
-                _many_targets(targets),
-                _options(
-                    collect=True,
-                    dry_run=dry_run,
-                    wait_pending=wait_pending,
-                    confirm=confirm,
-                    timeout=timeout,
-                ),
+            stopping_across(
+                self,
+                targets,
+                dry_run=dry_run,
+                wait_pending=wait_pending,
+                confirm=confirm,
+                timeout=timeout,
             )
         )
 
@@ -479,6 +475,30 @@ class ControlSession:
         ):
             return list(map(self._transport.redacted_answer, answers))
         return answers
+
+
+def stopping_across(
+    session: ControlSession,
+    targets: Mapping[int, TaskIds],
+    *,
+    dry_run: bool = False,
+    wait_pending: float | None = None,
+    confirm: float | None = None,
+    timeout: float | None = None,
+) -> StopRun:
+    """Make the run that `stop_running_across` waits for; internal, for the command line as well."""
+    if not isinstance(targets, Mapping):
+        raise TypeError(f"targets must map project ids to task ids, not {targets!r:.80}")
+    return session._run(  # noqa: SLF001 - of the same house
+        _many_targets(targets),
+        _options(
+            collect=True,
+            dry_run=dry_run,
+            wait_pending=wait_pending,
+            confirm=confirm,
+            timeout=timeout,
+        ),
+    )
 
 
 _Answers = list[wire.Answer[list[wire.Row]] | CtrlApiError]

@@ -274,17 +274,22 @@ def test_a_table_stays_short_whatever_the_server_says() -> None:
     assert show._who([outcome(1, StopResult.NOT_SENT)]) == "1"
 
 
-@given(st.sets(st.integers(0, 60)))
-def test_compressed_ids_name_each_id_once(task_ids: set[int]) -> None:
-    text = show.compressed(task_ids, limit=10**6)
-    words = text.split(", ") if text else []
-    reader = ids.Reader(2)
-    assert [task_id for word in words for task_id in reader.word(word)] == sorted(task_ids)
+def read(line: str, *projects: int) -> list[tuple[int, int]]:
+    spans = ids.Reader(projects).line(line)
+    return [(project_id, task_id) for project_id, span in spans for task_id in span]
 
 
-def test_compressed_ids_are_bounded() -> None:
-    text = show.compressed(range(0, 10_000, 2))
-    assert text.startswith("0, 2, 4, ")
+@given(st.sets(st.tuples(st.integers(0, 3), st.integers(0, 60))))
+def test_compressed_ids_can_be_read_back(tasks: set[tuple[int, int]]) -> None:
+    assert read(show.compressed(tasks, apart=True, limit=10**6)) == sorted(tasks)
+    one = {(2, task_id) for _, task_id in tasks}
+    assert read(show.compressed(one, limit=10**6), 2) == sorted(one)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_compressed_ids_are_bounded(apart: bool) -> None:
+    text = show.compressed(((2, task_id) for task_id in range(0, 10_000, 2)), apart=apart)
+    assert text.startswith("2:" * apart + "0, 2, 4, ")
     assert text.endswith(" more")
     assert len(text) < show.IDS + 30
 
@@ -551,11 +556,14 @@ async def test_an_empty_file_is_nothing_to_do(call: Any, world: ControlApiSimula
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("abc", "'abc' is no task id: give 64, or 100-199 for a range"),
-        ("1-", "'1-' is no task id: give 64, or 100-199 for a range"),
-        ("-1", "'-1' is no task id: give 64, or 100-199 for a range"),
-        ("²", "'²' is no task id: give 64, or 100-199 for a range"),
-        ("1.5", "'1.5' is no task id: give 64, or 100-199 for a range"),
+        ("abc", "'abc' is no task id: give 64, 100-199 for a range, or 2:64 for project 2"),
+        *((word, f"{word!r} is no task id: ") for word in ("1-", "-1", "1-2-3", "²", "1.5")),
+        *((word, f"{word!r} is no task id: ") for word in (":", "2:", ":64", "2:x", "x:64")),
+        *((word, f"{word!r} is no task id: ") for word in ("2:3:64", "2:1-2:3", "-2:64")),
+        ("2:9-5", "'2:9-5' runs backwards: give 5-9"),
+        ("9223372036854775808:1", "is too large: project ids go to 2**63 - 1"),
+        ("2:9223372036854775808", "is too large: task ids go to 2**63 - 1"),
+        ("2:64,", "no task of project 2 follows the last comma: leave it out, or write all of"),
         ("9-5", "'9-5' runs backwards: give 5-9"),
         ("9223372036854775808", "is too large: task ids go to 2**63 - 1"),
         ("9" * 5000, "is too large: task ids go to 2**63 - 1"),
@@ -565,12 +573,14 @@ async def test_an_empty_file_is_nothing_to_do(call: Any, world: ControlApiSimula
         ('{"task_id": "1"}', "`task_id` must be an integer, 0 or more, not '1'"),
         ('{"task_id": true}', "`task_id` must be an integer, 0 or more, not True"),
         ('{"task_id": -1}', "`task_id` must be an integer, 0 or more, not -1"),
-        ('{"task_id": 1, "project_id": 9}', "task 1 is of project 9, and --project says 2"),
+        ('{"task_id": 1, "project_id": "2"}', "`project_id` must be an integer, 0 or more, not"),
+        ('{"task_id": 1, "project_id": null}', "`project_id` must be an integer, 0 or more, not"),
+        ('{"task_id": 1, "project_id": false}', "`project_id` must be an integer, 0 or more, not"),
     ],
 )
 def test_a_line_that_names_no_task(line: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
-        list(ids.Reader(2).lines([b"1", line.encode()], "ids.txt"))
+        list(ids.Reader([2]).lines([b"1", line.encode()], "ids.txt"))
     message = str(caught.value)
     assert message.startswith("ids.txt, line 2: ")
     assert words in message
@@ -595,7 +605,8 @@ async def test_a_bad_line_of_a_pipe_loses_nothing_that_came_before(
     assert result.status == cli.USAGE
     assert result.results == {1: "stop_sent", 2: "stop_sent"}
     assert result.err == (
-        "error: standard input, line 3: 'three' is no task id: give 64, or 100-199 for a range\n"
+        "error: standard input, line 3: 'three' is no task id: "
+        "give 64, 100-199 for a range, or 2:64 for project 2\n"
     )
 
 
@@ -605,11 +616,36 @@ async def test_a_stream_of_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "read", lambda *_: next(pieces))
     pipe = os.fstat(reading)
     monkeypatch.setattr(os, "fstat", lambda _: pipe)
-    stream = ids.named(["7-8"], "-", 2)
-    assert not isinstance(stream, type(iter(())))
-    assert [task_id async for task_id in stream] == [7, 8, 1, 2, 34, 5]  # type: ignore[union-attr]
+    streamed = ids.named(["7-8", "2:9"], "-", [2])
+    assert isinstance(streamed, tuple)
+    project_id, stream = streamed
+    assert project_id == 2
+    assert [task_id async for task_id in stream] == [7, 8, 9, 1, 2, 34, 5]
     os.close(reading)
     os.close(writing)
+
+
+async def test_a_pipe_in_this_process(
+    call: Any, world: ControlApiSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    pieces = iter([b"1 2\n", b""])
+    pipe = os.fstat(reading)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "read", lambda *_: next(pieces))
+        patch.setattr(os, "fstat", lambda _: pipe)
+        result = await call(world, "stop", "2:3", "--from", "-", "--format", "ids")
+    assert (result.status, result.err) == (cli.OK, "")
+    assert sorted(result.out.split()) == ["1", "2", "3"]
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_pipe_of_one_project_keeps_to_it() -> None:
+    reader = ids.Reader([2], alone=True)
+    assert list(reader.line("1 2:3")) == [(2, range(1, 2)), (2, range(3, 4))]
+    with pytest.raises(UsageError, match="give --project 2 --project 3, and it is read to its end"):
+        list(reader.line("4 3:5"))
 
 
 def test_standard_input_that_is_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -617,7 +653,230 @@ def test_standard_input_that_is_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path
     path.write_bytes(b"1 2")
     monkeypatch.setattr(os, "fstat", lambda _: path.stat())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"1 2")))
-    assert list(ids.named(["3"], "-", 2)) == [3, 1, 2]  # type: ignore[arg-type]
+    listed = ids.named(["3"], "-", [2])
+    assert isinstance(listed, dict)
+    assert {project_id: [*task_ids] for project_id, task_ids in listed.items()} == {2: [3, 1, 2]}
+
+
+# --- many projects --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def worlds(world: ControlApiSimulator) -> ControlApiSimulator:
+    """Add project 3 to the world: 31 and 32 run, 33 is completed; and project 4: 41 runs."""
+    world.add_tasks([31, 32], "Running", project_id=3)
+    world.add_task(33, "Completed", project_id=3)
+    world.add_task(41, "Running", project_id=4)
+    return world
+
+
+def whose(result: Result) -> dict[int, tuple[int, ...]]:
+    """Give the tasks that were told of, by project."""
+    tasks: dict[int, set[int]] = {}
+    for row in result.rows:
+        tasks.setdefault(row["project_id"], set()).add(row["task_id"])
+    return {project_id: tuple(sorted(some)) for project_id, some in sorted(tasks.items())}
+
+
+@pytest.mark.parametrize(
+    ("line", "projects", "tasks"),
+    [
+        ("2:64,65", (), [(2, 64), (2, 65)]),
+        ("2:64-66", (), [(2, 64), (2, 65), (2, 66)]),
+        ("2:64 ,65, 66 67", (5,), [(2, 64), (2, 65), (2, 66), (5, 67)]),
+        ("64,2:65,66,3:67,68 69", (5,), [(5, 64), (2, 65), (2, 66), (3, 67), (3, 68), (5, 69)]),
+        (",64,", (5,), [(5, 64)]),
+        ("2:64,,65", (), [(2, 64), (2, 65)]),
+        ('{"task_id": 64, "project_id": 2}', (5,), [(2, 64)]),
+        ('{"task_id": 64, "project_id": 2}', (5, 6), [(2, 64)]),
+        ('{"task_id": 64}', (5,), [(5, 64)]),
+        ("2:64", (5, 6), [(2, 64)]),
+        ("", (), []),
+    ],
+)
+def test_tasks_are_written_with_their_project(
+    line: str, projects: tuple[int, ...], tasks: list[tuple[int, int]]
+) -> None:
+    assert read(line, *projects) == tasks
+
+
+async def test_tasks_of_many_projects_share_requests(worlds: ControlApiSimulator) -> None:
+    result = await piped(worlds, "stop", "1-5", "3:31-33", "4:41", "--chunk-size", "100")
+    assert (result.status, result.err) == (cli.OK, "")
+    assert whose(result) == {2: (1, 2, 3, 4, 5), 3: (31, 32, 33), 4: (41,)}
+    assert {task for task, word in result.results.items() if word == "stop_sent"} == {
+        *(1, 2, 3, 31, 32, 41)
+    }
+    assert worlds.counters.requests == 2
+
+
+async def test_no_project_is_needed_where_each_task_has_one(
+    call: Any,
+    worlds: ControlApiSimulator,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = await call(worlds, "status", "3:31,33", "4:41", "--format", "ndjson")
+    assert whose(result) == {3: (31, 33), 4: (41,)}
+    monkeypatch.delenv("CTRLAPI_PROJECT_ID")
+    argv = ("status", "3:31, 33", "4:41", "--format", "ids")
+    assert await asyncio.to_thread(cli.main, argv) == cli.OK
+    assert sorted(capsys.readouterr().out.split()) == ["3:31", "4:41"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("3:31", "1"), "2:1\n3:31\n"),
+        (("2:1", "3"), "1\n3\n"),
+        (("3:31-33", "--project", "3"), "31\n32\n"),
+        (("2:1", "--project", "2", "--project", "3"), "2:1\n"),
+        (("--all-active", "--project", "4", "--project", "3"), "3:31\n3:32\n4:41\n"),
+    ],
+)
+async def test_ids_are_printed_with_a_project_that_is_not_the_one(
+    call: Any, worlds: ControlApiSimulator, argv: tuple[str, ...], expected: str
+) -> None:
+    result = await call(worlds, "status", *argv, "--format", "ids")
+    assert (result.status, result.err) == (cli.OK, "")
+    assert sorted(result.out.splitlines()) == expected.split()
+
+
+async def test_all_active_of_each_project(call: Any, worlds: ControlApiSimulator) -> None:
+    projects = ("--project", "2", "--project", "3", "--project", "2")
+    result = await call(worlds, "stop", "--all-active", *projects, "--format", "ndjson")
+    assert (result.status, result.err) == (cli.OK, "")
+    assert whose(result) == {2: (1, 2, 3, 5), 3: (31, 32)}
+    assert not worlds.tasks[41].stopped
+    assert worlds.counters.requests == 2 + 1
+
+
+async def test_projects_from_the_environment(worlds: ControlApiSimulator) -> None:
+    argv = ("status", "--all-active")
+    two = await ended(await process(worlds, *argv, env={"CTRLAPI_PROJECT_ID": "3 4"}))
+    assert whose(two) == {3: (31, 32), 4: (41,)}
+    other = await ended(
+        await process(worlds, *argv, "--project", "4", env={"CTRLAPI_PROJECT_ID": "3"})
+    )
+    assert whose(other) == {4: (41,)}
+
+
+async def test_a_table_of_many_projects_names_them(call: Any, worlds: ControlApiSimulator) -> None:
+    worlds.missing = "error"
+    argv = ("1-5", "7,8", "3:31,35-37,39", "--format", "table")
+    for command, word in (("status", "not found"), ("stop", "not found")):
+        result = await call(worlds, command, *argv)
+        assert result.status == cli.REFUSED
+        [row] = [row for row in cells(result.out) if row[0] == word]
+        assert row == [word, "6", "2:7-8 3:35-37, 39: Task does not exist"]
+
+
+async def test_a_project_that_is_not_there_ends_its_own_tasks_only(
+    worlds: ControlApiSimulator,
+) -> None:
+    result = await piped(worlds, "stop", "1", "9:91,92", "3:31")
+    assert result.status == cli.INCOMPLETE
+    assert result.results == {1: "stop_sent", 31: "stop_sent", 91: "not_sent", 92: "not_sent"}
+    assert result.err == (
+        "error: TaskStatus: project 9 does not exist; check --project\n"
+        "error: 2 of 4 tasks without an answer: name these again\n"
+    )
+
+
+async def test_an_interrupt_while_many_projects_are_stopped(worlds: ControlApiSimulator) -> None:
+    with worlds.hold("TaskStop", effect=True):
+        running = await process(worlds, "stop", "1-5", "3:31-33")
+        await worlds.wait_for_requests(1, "TaskStop")
+        running.send_signal(signal.SIGINT)
+        result = await ended(running)
+    assert result.status == cli.INTERRUPTED
+    assert whose(result) == {2: (1, 2, 3, 4, 5), 3: (31, 32, 33)}
+    assert result.err == "error: interrupted, 5 of 8 tasks without an answer\n"
+
+
+async def test_a_task_in_two_projects_sends_nothing(
+    worlds: ControlApiSimulator, tmp_path: Path
+) -> None:
+    path = tmp_path / "ids.txt"
+    path.write_text('{"task_id": 1, "project_id": 3}\n')
+    result = await piped(worlds, "stop", "1-5", "--from", str(path))
+    assert (result.status, result.out) == (cli.USAGE, "")
+    assert result.err == ("error: task 1 is asked for in two projects, 2 and 3: name it once\n")
+    assert worlds.counters.requests == 0
+
+
+async def test_a_file_names_tasks_of_many_projects(
+    call: Any, worlds: ControlApiSimulator, tmp_path: Path
+) -> None:
+    path = tmp_path / "ids.txt"
+    path.write_text('1, 2\n3:31,\t32 4\n{"task_id": 41, "project_id": 4}\n{"task_id": 5}\n')
+    result = await call(worlds, "stop", "--from", str(path), "--format", "ndjson")
+    assert (result.status, result.err) == (cli.OK, "")
+    assert whose(result) == {2: (1, 2, 4, 5), 3: (31, 32), 4: (41,)}
+    path.write_text("3:31\n32\n")
+    several = await call(worlds, "stop", "--from", str(path), "--project", "2", "--project", "3")
+    assert several.status == cli.USAGE
+    assert several.err == (
+        f"error: {path}, line 2: task 32 may be of any of the 2 projects of --project: "
+        "write 2:32, say\n"
+    )
+
+
+async def test_what_a_run_prints_of_many_projects_another_reads(
+    worlds: ControlApiSimulator,
+) -> None:
+    projects = ("--project", "2", "--project", "3")
+    for format_ in ("ndjson", "ids"):
+        listed = await piped(worlds, "status", "1-2", "3:31-32", "--format", format_)
+        result = await piped(worlds, "status", "--from", "-", *projects, stdin=listed.out.encode())
+        assert (result.status, result.err) == (cli.OK, "")
+        assert whose(result) == {2: (1, 2), 3: (31, 32)}
+
+
+async def test_a_pipe_is_read_to_its_end_unless_all_is_of_one_project(
+    worlds: ControlApiSimulator,
+) -> None:
+    result = await piped(worlds, "stop", "3:31", "--from", "-", stdin=b"1\n3:32\nx\n")
+    assert result.status == cli.USAGE
+    assert "standard input, line 3: 'x' is no task id" in result.err
+    assert worlds.counters.requests == 0
+    result = await piped(worlds, "stop", "3:31", "--from", "-", stdin=b"1\n3:32\n")
+    assert whose(result) == {2: (1,), 3: (31, 32)}
+
+
+async def test_a_pipe_without_a_project_is_refused_at_its_first_line(
+    worlds: ControlApiSimulator,
+) -> None:
+    several = ("--project", "2", "--project", "3")
+    running = await process(worlds, "stop", *several, "--from", "-")
+    assert running.stdin is not None
+    assert running.stderr is not None
+    running.stdin.write(b"64\n")  # and more may follow
+    told = await running.stderr.readline()
+    assert await running.wait() == cli.USAGE
+    assert told.startswith(b"error: standard input, line 1: task 64 may be of any of the 2 project")
+    running.stdin.close()
+    assert worlds.counters.requests == 0
+
+
+async def test_a_pipe_that_is_read_as_it_comes_cannot_change_to_another_project(
+    worlds: ControlApiSimulator,
+) -> None:
+    lines = b'{"task_id": 1, "project_id": 2}\n2:2\n3:31\n3\n'
+    result = await piped(worlds, "stop", "--from", "-", stdin=lines)
+    assert result.status == cli.USAGE
+    assert result.results == {1: "stop_sent", 2: "stop_sent"}
+    assert result.err == (
+        "error: standard input, line 3: task 31 is of project 3, and a pipe is read as it comes "
+        "for one project, 2: give --project 2 --project 3, and it is read to its end first\n"
+    )
+    assert not worlds.tasks[31].stopped
+
+
+async def test_one_bar_for_many_projects(worlds: ControlApiSimulator) -> None:
+    result = await on_terminal(worlds, "stop", "1-5", "3:31-33")
+    assert result.status == cli.OK
+    assert "checked 8 · running 5 · stop sent 5 · failed 0 · no answer 0" in result.err
 
 
 # --- exit statuses and errors ---------------------------------------------------------------------
@@ -729,7 +988,17 @@ def test_no_more_than_a_few_causes_are_told(capsys: pytest.CaptureFixture[str]) 
         (("stop", "1", "--timeout", "inf"), "timeout must be a finite number of seconds"),
         (("stop", "1", "--user-id", "x"), "Invalid value for --user-id"),
         (("stop",), "no task is named: give ids (64 65 100-199), --from or --all-active"),
-        (("stop", "x"), "'x' is no task id: give 64, or 100-199 for a range"),
+        (("stop", "x"), "'x' is no task id: give 64, 100-199 for a range, or 2:64 for project 2"),
+        (("stop", "1", "--project", "-1"), "for --project. Must be >= 0."),
+        (("stop", "1", "--project", "2,3"), "Invalid value for --project"),
+        (("stop", "3:1", "--all-active"), "--all-active means every task: leave out ids and"),
+        (("stop", "2:1", "3:2,1"), "task 1 is asked for in two projects, 2 and 3: name it once"),
+        (("status", "1-5", "3:4-9"), "task 4 is asked for in two projects, 2 and 3: name it once"),
+        (("stop", "--project", str(2**63), "1"), "must be from 0 to 2**63 - 1"),
+        (
+            ("stop", "7", "--project", "2", "--project", "3"),
+            "task 7 may be of any of the 2 projects of --project: write 2:7, say",
+        ),
         (("stop", "0-9223372036854775807"), "these are more than 10,000,000 ids"),
         (("stop", "1", "--all-active"), "--all-active means every task: leave out ids and --from"),
         (("stop", "--from", "/nowhere"), "/nowhere cannot be read: No such file or directory"),
@@ -771,6 +1040,9 @@ def test_what_is_not_given_is_asked_for(
         monkeypatch.setenv(name, "http://127.0.0.1:1" if name == "CTRLAPI_URL" else "1")
     assert cli.main(["stop", "1"]) == cli.USAGE
     assert words in capsys.readouterr().err
+    if variable == "CTRLAPI_PROJECT_ID":
+        assert cli.main(["stop", "--all-active"]) == cli.USAGE
+        assert words in capsys.readouterr().err
 
 
 async def test_debug_shows_where_an_error_comes_from(call: Any, world: ControlApiSimulator) -> None:

@@ -26,6 +26,11 @@ Whole = Annotated[int, Parameter(validator=_AT_LEAST_0)]
 Share = Annotated[float, Parameter(validator=_SHARE)]
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
+_WORDS: Final = (
+    "Task ids (64 65 66) and ranges (100-199); with their project (2:64,65,100-199) unless it is "
+    "that of --project."
+)
+
 Format = Literal["table", "ndjson", "json", "ids"]
 Result = Literal[
     "stop_sent",
@@ -85,21 +90,29 @@ class Tasks:
     """Which tasks are meant, besides those named one by one."""
 
     project: Annotated[
-        Whole | None,
-        Parameter(env_var="CTRLAPI_PROJECT_ID", help="The project of the tasks."),
-    ] = None
+        tuple[int, ...],
+        Parameter(
+            validator=_AT_LEAST_0,
+            env_var="CTRLAPI_PROJECT_ID",
+            negative="",
+            show_default=False,
+            help="The project of tasks for which none is written; may be given more than once, "
+            "for --all-active say, and then a project must be written with each task.",
+        ),
+    ] = ()
     source: Annotated[
         str | None,
         Parameter(
             name="--from",
             allow_leading_hyphen=True,
-            help="A file that names more tasks, or - for standard input: ids and ranges between "
-            "white space or commas, or JSON lines with task_id. A file is checked before the "
-            "first request; a pipe is read as it comes.",
+            help="A file that names more tasks, or - for standard input: ids and ranges, as "
+            "above, between white space or commas, or JSON lines with task_id and perhaps "
+            "project_id. A file is checked before the first request; a pipe is read as it comes "
+            "if there is one --project, which all of its tasks are of.",
         ),
     ] = None
     all_active: Annotated[
-        Flag, Parameter(help="All running tasks of the project, and those in its queue.")
+        Flag, Parameter(help="All running tasks of each --project, and those in its queue.")
     ] = False
 
 
@@ -158,9 +171,7 @@ app.register_install_completion_command(help="Install shell completion for this 
 
 @app.command
 def stop(
-    *tasks: Annotated[
-        str, Parameter(group=TASKS, help="Task ids (64 65 66) and ranges (100-199).")
-    ],
+    *tasks: Annotated[str, Parameter(group=TASKS, help=_WORDS)],
     more: Tasks = Tasks(),
     dry_run: Annotated[
         Flag, Parameter(group=COURSE, help="Only tell which tasks would be stopped.")
@@ -224,9 +235,7 @@ def stop(
 
 @app.command
 def status(
-    *tasks: Annotated[
-        str, Parameter(group=TASKS, help="Task ids (64 65 66) and ranges (100-199).")
-    ],
+    *tasks: Annotated[str, Parameter(group=TASKS, help=_WORDS)],
     more: Tasks = Tasks(),
     server: Server = Server(),
     course: Course = Course(),

@@ -8,16 +8,19 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from attrs import frozen
+
 from ctrlapi_async.cli import UsageError
 from ctrlapi_async.cli.ids import named
 from ctrlapi_async.models import ALL_ACTIVE, Batching, RetryPolicy
-from ctrlapi_async.session import ControlSession
+from ctrlapi_async.session import ControlSession, stopping_across
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from ctrlapi_async.bulk import StopRun
     from ctrlapi_async.cli.app import Course, Server, Tasks
-    from ctrlapi_async.session import AnyTaskIds
+    from ctrlapi_async.session import TaskIds
 
 
 def needed(value: Any, what: str, option: str, variable: str) -> Any:  # noqa: ANN401 - any option
@@ -27,21 +30,64 @@ def needed(value: Any, what: str, option: str, variable: str) -> Any:  # noqa: A
     return value
 
 
-def targets(words: Sequence[str], more: Tasks) -> tuple[int, AnyTaskIds]:
-    """Give the project and the tasks that are meant; raises `UsageError`."""
-    project_id: int = needed(more.project, "the project", "--project", "CTRLAPI_PROJECT_ID")
-    if not more.all_active:
-        if not words and more.source is None:
-            raise UsageError("no task is named: give ids (64 65 100-199), --from or --all-active")
-        return project_id, named(words, more.source, project_id)
-    if words or more.source is not None:
-        raise UsageError("--all-active means every task: leave out ids and --from")
-    return project_id, ALL_ACTIVE
+@frozen
+class Meant:
+    """The tasks that are meant.
+
+    Attributes:
+        tasks: Those of each project; or a project, and its tasks as they come.
+        apart: Whether the project must be told with a task, since it is not that of `--project`.
+    """
+
+    tasks: Mapping[int, TaskIds] | tuple[int, AsyncIterator[int]]
+    apart: bool
+
+    @property
+    def sized(self) -> bool:
+        """Whether their number is known before the last one is."""
+        return not isinstance(self.tasks, tuple)
+
+    def stopping(
+        self,
+        session: ControlSession,
+        *,
+        dry_run: bool = False,
+        wait_pending: float | None = None,
+        confirm: float | None = None,
+        timeout: float | None = None,
+    ) -> StopRun:
+        """Make the run; arguments as for `ControlSession.stopping`."""
+        if isinstance(self.tasks, tuple):
+            return session.stopping(
+                *self.tasks,
+                dry_run=dry_run,
+                wait_pending=wait_pending,
+                confirm=confirm,
+                timeout=timeout,
+            )
+        return stopping_across(
+            session,
+            self.tasks,
+            dry_run=dry_run,
+            wait_pending=wait_pending,
+            confirm=confirm,
+            timeout=timeout,
+        )
 
 
-def sized(task_ids: AnyTaskIds) -> bool:
-    """Tell whether the number of tasks is known before the last one is."""
-    return not hasattr(task_ids, "__aiter__")
+def meant(words: Sequence[str], more: Tasks) -> Meant:
+    """Give the tasks that are meant; raises `UsageError`."""
+    projects = tuple(dict.fromkeys(more.project))
+    if more.all_active:
+        if words or more.source is not None:
+            raise UsageError("--all-active means every task: leave out ids and --from")
+        needed(projects or None, "the project", "--project", "CTRLAPI_PROJECT_ID")
+        return Meant(dict.fromkeys(projects, ALL_ACTIVE), apart=len(projects) > 1)
+    if not words and more.source is None:
+        raise UsageError("no task is named: give ids (64 65 100-199), --from or --all-active")
+    tasks = named(words, more.source, projects)
+    plain = isinstance(tasks, tuple) or (len(projects) == 1 and tasks.keys() <= {*projects})
+    return Meant(tasks, apart=not plain)
 
 
 def session_of(

@@ -81,6 +81,7 @@ class View:
         line: Writes one outcome as a line of JSON.
         document: Writes all of them as JSON.
         table: Draws all of them.
+        apart: Whether an id alone does not tell whose task it is.
         doing: What the progress bar says.
         afterwards: What it says once every task has an outcome.
     """
@@ -89,7 +90,8 @@ class View:
     keep: Callable[[StopOutcome], bool] = _everything
     line: Callable[[StopOutcome], str] = show.line
     document: Callable[[StopReport, Callable[[StopOutcome], bool]], str] = show.stop_document
-    table: Callable[[StopReport, Callable[[StopOutcome], bool]], Table] = show.stop_table
+    table: Callable[[StopReport, Callable[[StopOutcome], bool], bool], Table] = show.stop_table
+    apart: bool = False
     doing: str
     afterwards: str = ""
 
@@ -103,7 +105,7 @@ class View:
         if not self.live:
             await run.wait()
             return
-        line = self.line if self.format == "ndjson" else _id_line
+        line = self.line if self.format == "ndjson" else self._id_line
         async for outcome in run:
             if self.keep(outcome):
                 out.put(line(outcome))
@@ -114,12 +116,11 @@ class View:
         if self.format == "json":
             return self.document(report, self.keep)
         if self.format == "table":
-            return drawn(self.table(report, self.keep)) + show.summary(report)
+            return drawn(self.table(report, self.keep, self.apart)) + show.summary(report)
         return ""
 
-
-def _id_line(outcome: StopOutcome) -> str:
-    return f"{outcome.task_id}\n"
+    def _id_line(self, outcome: StopOutcome) -> str:
+        return f"{outcome.project_id}:" * self.apart + f"{outcome.task_id}\n"
 
 
 @frozen
@@ -177,7 +178,10 @@ async def follow(
             raise UsageError(str(error)) from None
         try:
             async with AsyncExitStack() as stack:
-                await stack.enter_async_context(run)
+                try:
+                    await stack.enter_async_context(run)
+                except ValueError as error:  # a task in two projects
+                    raise UsageError(f"{error}: name it once") from None
                 if with_bar:
                     from ctrlapi_async.cli.bar import following
 

@@ -44,20 +44,29 @@ _ORDER: Final[dict[str, int]] = {
 }
 
 
-def compressed(task_ids: Iterable[int], limit: int = IDS) -> str:
-    """Write ids shortly: `64-66, 70` or, when that gets long, `64, 66, 68 and 1,234 more`."""
-    ordered = sorted(task_ids)
-    words: list[str] = []
-    length = written = 0
-    while written < len(ordered) and length < limit:
-        first = last = ordered[written]
-        while written < len(ordered) and ordered[written] == last:
+def compressed(tasks: Iterable[tuple[int, int]], *, apart: bool = False, limit: int = IDS) -> str:
+    """Write ids shortly: `64-66, 70` or, when that gets long, `64, 66, 68 and 1,234 more`.
+
+    Args:
+        tasks: Projects and task ids.
+        apart: Whether projects are written as well: `2:64-66, 70 3:71`.
+        limit: Characters at most, more or less.
+    """
+    ordered = sorted(tasks)
+    text = ""
+    before = None
+    written = 0
+    while written < len(ordered) and len(text) < limit:
+        (project_id, first), last = ordered[written], ordered[written][1]
+        while written < len(ordered) and ordered[written] == (project_id, last):
             last += 1
             written += 1
-        words.append(str(first) if last == first + 1 else f"{first}-{last - 1}")
-        length += len(words[-1]) + 2
+        same = project_id == before or not apart
+        text += (", " if same else " ") * bool(text) + f"{project_id}:" * (not same)
+        text += str(first) if last == first + 1 else f"{first}-{last - 1}"
+        before = project_id
     rest = len(ordered) - written
-    return ", ".join(words) + f" and {rest:,} more" * bool(rest)
+    return text + f" and {rest:,} more" * bool(rest)
 
 
 def numbered(count: int, noun: str) -> str:
@@ -108,26 +117,47 @@ def status_document(report: StopReport, keep: Callable[[StopOutcome], bool]) -> 
     return json.dumps({"tasks": rows}, ensure_ascii=False) + "\n"
 
 
-def stop_table(report: StopReport, keep: Callable[[StopOutcome], bool]) -> Table:
-    """Draw what became of the tasks: a line for all that ended alike."""
+def stop_table(
+    report: StopReport,
+    keep: Callable[[StopOutcome], bool],
+    apart: bool = False,
+) -> Table:
+    """Draw what became of the tasks: a line for all that ended alike.
+
+    Args:
+        report: What became of them.
+        keep: Which are shown.
+        apart: Whether ids are shown with their projects.
+    """
     table = _table("Outcome", "Last status")
     groups = _groups(report, keep)
     for (result, status), outcomes in groups[:ROWS]:
         table.add_row(
-            _words(result), status or "", f"{len(outcomes):,}", _who(outcomes), style=STYLES[result]
+            _words(result),
+            status or "",
+            f"{len(outcomes):,}",
+            _who(outcomes, apart=apart),
+            style=STYLES[result],
         )
     _add_rest(table, groups[ROWS:], "", "")
     return table
 
 
-def status_table(report: StopReport, keep: Callable[[StopOutcome], bool]) -> Table:
-    """Draw the statuses of the tasks: a line for all that have the same."""
+def status_table(
+    report: StopReport,
+    keep: Callable[[StopOutcome], bool],
+    apart: bool = False,
+) -> Table:
+    """Draw the statuses of the tasks: a line for all that have the same; arguments as above."""
     table = _table("Status")
     groups = sorted(_groups(report, keep), key=lambda group: _place(group[0][1]))
     for (result, status), outcomes in groups[:ROWS]:
         unanswered = "no answer" if result is StopResult.NOT_SENT else _words(result)
         table.add_row(
-            status or unanswered, f"{len(outcomes):,}", _who(outcomes), style=STYLES[result]
+            status or unanswered,
+            f"{len(outcomes):,}",
+            _who(outcomes, apart=apart),
+            style=STYLES[result],
         )
     _add_rest(table, groups[ROWS:], "")
     return table
@@ -194,12 +224,13 @@ def _words(result: StopResult) -> str:
     return result.replace("_", " ")
 
 
-def _who(outcomes: list[StopOutcome]) -> str:
+def _who(outcomes: list[StopOutcome], *, apart: bool = False) -> str:
     """Name the tasks that need a person, and the reasons given most often."""
     if outcomes[0].result not in NEEDS_A_PERSON:
         return ""
     reasons = Counter(outcome.error for outcome in outcomes if outcome.error).most_common()
-    ids = compressed(outcome.task_id for outcome in outcomes)
+    tasks = ((outcome.project_id, outcome.task_id) for outcome in outcomes)
+    ids = compressed(tasks, apart=apart)
     if not reasons:
         return ids
     reason = " ".join(reasons[0][0].split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ctrlapi_async.cli import UsageError, show
-from ctrlapi_async.cli.connect import connect, sized, targets
+from ctrlapi_async.cli.connect import connect, meant
 from ctrlapi_async.cli.follow import View, carry_out, format_of
 from ctrlapi_async.models import StopResult
 
@@ -33,7 +33,7 @@ def stop(
     """Carry out `stop`; arguments as in `app`."""
     if dry_run and wait_pending is not None:
         raise UsageError("--dry-run stops nothing: leave out --wait-pending")
-    project_id, task_ids = targets(words, more)
+    tasks = meant(words, more)
     stopped = (StopResult.STOP_SENT, StopResult.WOULD_STOP)
     wanted = frozenset(only or (stopped if format == "ids" else StopResult))
     view = View(
@@ -42,21 +42,21 @@ def stop(
         line=show.line,
         document=show.stop_document,
         table=show.stop_table,
+        apart=tasks.apart,
         doing="Checking" if dry_run else "Stopping",
         afterwards="Waiting" if wait_pending else "Confirming" if confirm else "",
     )
 
     def begin(session: ControlSession) -> StopRun:
-        return session.stopping(
-            project_id,
-            task_ids,
+        return tasks.stopping(
+            session,
             dry_run=dry_run,
             wait_pending=wait_pending,
             confirm=confirm,
             timeout=course.timeout,
         )
 
-    return carry_out(connect(server, course), talk, view, begin, sized=sized(task_ids))
+    return carry_out(connect(server, course), talk, view, begin, sized=tasks.sized)
 
 
 def status(
@@ -70,7 +70,7 @@ def status(
     only: Sequence[Status],
 ) -> int:
     """Carry out `status`: a stop that is never sent; arguments as in `app`."""
-    project_id, task_ids = targets(words, more)
+    tasks = meant(words, more)
     wanted: frozenset[str] = frozenset(only or (["Running"] if format == "ids" else ()))
     view = View(
         format=format_of(format),
@@ -78,10 +78,11 @@ def status(
         line=lambda outcome: show.line(outcome, with_result=False),
         document=show.status_document,
         table=show.status_table,
+        apart=tasks.apart,
         doing="Checking",
     )
 
     def begin(session: ControlSession) -> StopRun:
-        return session.stopping(project_id, task_ids, dry_run=True, timeout=course.timeout)
+        return tasks.stopping(session, dry_run=True, timeout=course.timeout)
 
-    return carry_out(connect(server, course), talk, view, begin, sized=sized(task_ids))
+    return carry_out(connect(server, course), talk, view, begin, sized=tasks.sized)
