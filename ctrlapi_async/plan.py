@@ -219,8 +219,8 @@ class StopPlan:
     def feed(self, project_id: int, task_ids: list[int]) -> None:
         """Ask for tasks; those asked for before are passed over."""
         self._projects.add(project_id)
-        code = self._code(project_id, StopResult.NOT_SENT, final=False)
-        self._fed.add(project_id, self._ledger.admit(task_ids, code))
+        fresh = self._ledger.admit(task_ids, self._unasked_code(project_id))
+        self._fed.add(project_id, fresh)
 
     def feed_all_active(self, project_id: int) -> None:
         """Ask for whatever the server calls active in a project."""
@@ -237,10 +237,13 @@ class StopPlan:
         Args:
             ceiling: Task ids a request that the server is known to take.
         """
-        limit = min(self.chunk, ceiling or self.chunk)
+        limit = self._limit(ceiling)
         while (job := self._next(limit)) is not None and not self._still_wanted(job):
             pass
         return job
+
+    def _limit(self, ceiling: int | None) -> int:
+        return min(self.chunk, ceiling or self.chunk)
 
     def _next(self, limit: int) -> Job | None:
         if self.doom:
@@ -280,7 +283,7 @@ class StopPlan:
         """Count the jobs that `pick` could give now."""
         if self.doom:
             return 0
-        limit = min(self.chunk, ceiling or self.chunk)
+        limit = self._limit(ceiling)
         fed, rest = divmod(self._fed.size, limit)
         return (
             self._running.size // limit
@@ -325,14 +328,15 @@ class StopPlan:
         """Leave the pending tasks as they are: not running."""
         self._watch = False
         self._codes.clear()
-        for calls in self._pending.take_all(self.chunk):
-            for call in calls:
-                self._finish(call)
+        self._finish_all(self._pending)
 
     def stop_following(self) -> None:
         """Leave the stopped tasks with the status they were last seen with."""
         self._confirm = False
-        for calls in self._stopped.take_all(self.chunk):
+        self._finish_all(self._stopped)
+
+    def _finish_all(self, pool: Pool) -> None:
+        for calls in pool.take_all(self.chunk):
             for call in calls:
                 self._finish(call)
 
