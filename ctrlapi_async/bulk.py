@@ -426,10 +426,10 @@ class StopRun(AsyncIterator[StopOutcome]):
 
     async def _attempt(self, job: Job) -> list[Repeat]:
         """Send a job once and book what came of it; give what is to be repeated."""
-        self._plan.launch(job)
+        calls = self._plan.launch(job)
         self._calls[job.work] += 1
         try:
-            answers = await self._send(job.work.method, job.calls)
+            answers = await self._send(job.work.method, calls)
         except CtrlApiError as error:
             repeats = self._plan.failed(job, error)
         else:

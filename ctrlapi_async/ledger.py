@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ctrlapi_async.models import StopOutcome, StopResult, StopStats, TaskStatus
 from ctrlapi_async.report import StopReport, Verdict
+from ctrlapi_async.roll import Roll, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ctrlapi_async.roll import Places
+
+TEXTS: Final = 100
+"""Verdicts in a server's own words that a ledger which does not collect holds on to."""
 
 
 class Ledger:
     """Holds the verdict of every task of a run, and announces each one that is final.
 
-    A verdict is known by a small number. An open one may still change: it is part of every
-    snapshot, but is not announced.
+    A task is known by its place: how many were admitted before it. A verdict is known by a small
+    number. An open one may still change: it is part of every snapshot, but is not announced.
 
     Args:
         collect: Whether final verdicts are kept. If not, only open ones are, and the final
@@ -25,15 +30,18 @@ class Ledger:
     """
 
     def __init__(self, *, collect: bool) -> None:
-        self._collect = collect
-        self._codes: dict[int, int] = {}
-        self._verdicts: list[Verdict] = []
+        self._roll = Roll() if collect else Window()
+        self._verdicts: dict[int, Verdict] = {}
         self._numbers: dict[tuple[Verdict, bool], int] = {}
+        self._next = 0
         self._open: set[int] = set()
         # How many tasks have each verdict; counted along from the first time that it is asked
         # for, or from the start where what is final is not kept.
         self._population: Counter[int] | None = None if collect else Counter()
-        self._announced: deque[tuple[Sequence[int], Sequence[int] | repeat[int]]] = deque()
+        # And how many had one that is not held any more.
+        self._gone: Counter[StopResult] = Counter()
+        self._texts = TEXTS
+        self._announced: deque[tuple[list[int], Sequence[int] | int]] = deque()
         self._muted = False
         self.untaken = 0
         """How many announced verdicts (open ones among them) nobody has taken yet."""
@@ -47,101 +55,121 @@ class Ledger:
         *,
         final: bool = True,
     ) -> int:
-        """Give the number by which the ledger knows a verdict."""
+        """Give the number by which the ledger knows a verdict.
+
+        Without a report a number whose verdict holds a text of the server's is good for the next
+        booking only.
+        """
         key = (Verdict(project_id, result, status, error), final)
         number = self._numbers.get(key)
         if number is None:
-            number = self._numbers[key] = len(self._verdicts)
-            self._verdicts.append(key[0])
+            number = self._numbers[key] = self._next
+            self._next += 1
+            self._verdicts[number] = key[0]
             if not final:
                 self._open.add(number)
         return number
 
-    def __contains__(self, task_id: int) -> bool:
-        return task_id in self._codes
+    def place(self, task_id: int) -> int | None:
+        """Give the place of a task, or None if the ledger does not hold it."""
+        return self._roll.place(task_id)
 
-    def verdict(self, task_id: int) -> Verdict:
-        """Give the verdict of a task that the ledger holds."""
-        return self._verdicts[self._codes[task_id]]
+    def ids(self, places: Places) -> list[int]:
+        """Give the ids of the tasks in some places."""
+        return self._roll.ids_at(places)
 
-    def admit(self, task_ids: list[int], code: int) -> list[int]:
-        """Enter tasks under an open verdict, and give those that it did not hold yet, in order.
+    def verdict(self, place: int) -> Verdict:
+        """Give the verdict of the task in a place."""
+        [code] = self._roll.codes_at([place])
+        return self._verdicts[code]
+
+    def admit(self, task_ids: list[int], code: int) -> range:
+        """Enter tasks under an open verdict: give the places of those that are new, in order.
 
         Raises:
-            ValueError: It holds one of them for another project.
+            ValueError: One of them is held for another project.
         """
-        fresh = task_ids
-        if not self._codes.keys().isdisjoint(task_ids):
-            project_id = self._verdicts[code].project_id
-            for task_id in self._codes.keys() & set(task_ids):
-                if (other := self.verdict(task_id).project_id) != project_id:
-                    raise ValueError(
-                        f"task {task_id} is asked for in two projects, {other} and {project_id}"
-                    )
-            fresh = [task_id for task_id in task_ids if task_id not in self._codes]
-        before = len(self._codes)
-        self._codes.update(zip(fresh, repeat(code)))
-        if len(self._codes) - before < len(fresh):
-            fresh = list(dict.fromkeys(fresh))
+        places, known = self._roll.add(task_ids, code)
+        project_id = self._verdicts[code].project_id
+        for task_id in known:
+            place = self._roll.place(task_id)
+            if place is not None and (other := self.verdict(place).project_id) != project_id:
+                raise ValueError(
+                    f"task {task_id} is asked for in two projects, {other} and {project_id}"
+                )
         if self._population is not None:
-            self._population[code] += len(fresh)
-        return fresh
+            self._population[code] += len(places)
+        return places
 
-    def move(self, task_ids: Sequence[int], codes: Sequence[int], was: int | None = None) -> None:
-        """Give each task the verdict beside it.
+    def move(self, places: Places, codes: Sequence[int], was: int | None = None) -> None:
+        """Give the task in each place the verdict beside it.
 
         Args:
-            task_ids: Tasks that the ledger holds.
+            places: Tasks that the ledger holds.
             codes: As many numbers of verdicts.
             was: The number that all of them have, where the caller knows that it is one.
         """
         if self._population is not None:
-            self._leave(self._population, task_ids, was)
+            self._leave(self._population, places, was)
             self._population.update(codes)
-        if self._collect:
-            self._codes.update(zip(task_ids, codes, strict=True))
-        else:
-            for task_id, code in zip(task_ids, codes, strict=True):
-                if code in self._open:
-                    self._codes[task_id] = code
-                else:
-                    del self._codes[task_id]
         if not (self._muted or self._open.issuperset(codes)):
-            self._announce(task_ids, codes)
+            self._announce(places, codes)
+        self._roll.put(places, codes)
+        if isinstance(self._roll, Window):
+            self._roll.drop(
+                [place for place, code in zip(places, codes, strict=True) if code not in self._open]
+            )
+            self._forget()
 
-    def move_all(self, task_ids: Sequence[int], code: int, was: int | None = None) -> None:
-        """Give all tasks one verdict; arguments as for `move`."""
+    def move_all(self, places: Places, code: int, was: int | None = None) -> None:
+        """Give the tasks in all places one verdict; arguments as for `move`."""
         if self._population is not None:
-            self._leave(self._population, task_ids, was)
-            self._population[code] += len(task_ids)
+            self._leave(self._population, places, was)
+            self._population[code] += len(places)
         final = code not in self._open
-        if final and not self._collect:
-            for task_id in task_ids:
-                del self._codes[task_id]
-        else:
-            self._codes.update(zip(task_ids, repeat(code)))
         if final and not self._muted:
-            self._announce(task_ids, repeat(code))
+            self._announce(places, code)
+        if final and isinstance(self._roll, Window):
+            self._roll.drop(places)
+            self._forget()
+        else:
+            self._roll.put_all(places, code)
 
-    def amend(self, task_ids: Sequence[int], change: Callable[[Verdict], Verdict]) -> None:
-        """Give each task a final verdict made of the one it has."""
+    def amend(self, places: Places, change: Callable[[Verdict], Verdict]) -> None:
+        """Give the task in each place a final verdict made of the one it has."""
+        was = self._roll.codes_at(places)
         codes: dict[int, int] = {}
-        for was in set(map(self._codes.__getitem__, task_ids)):
-            verdict = change(self._verdicts[was])
-            codes[was] = self.code(
+        for code in set(was):
+            verdict = change(self._verdicts[code])
+            codes[code] = self.code(
                 verdict.project_id, verdict.result, verdict.status, verdict.error
             )
-        self.move(task_ids, [codes[self._codes[task_id]] for task_id in task_ids])
+        self.move(places, list(map(codes.__getitem__, was)))
 
-    def _leave(self, population: Counter[int], task_ids: Sequence[int], was: int | None) -> None:
+    def _leave(self, population: Counter[int], places: Places, was: int | None) -> None:
         if was is not None:
-            population[was] -= len(task_ids)
+            population[was] -= len(places)
         else:
-            population.subtract(map(self._codes.__getitem__, task_ids))
+            population.subtract(self._roll.codes_at(places))
 
-    def _announce(self, task_ids: Sequence[int], codes: Sequence[int] | repeat[int]) -> None:
-        self._announced.append((task_ids, codes))
-        self.untaken += len(task_ids)
+    def _forget(self) -> None:
+        """Let go of texts that nobody needs any more: a server may have no end of them."""
+        if len(self._verdicts) <= self._texts:
+            return
+        needed = {code for _, code in self._roll.entries()} | self._open
+        for _, codes in self._announced:
+            needed.update([codes] if isinstance(codes, int) else codes)
+        for (verdict, final), number in list(self._numbers.items()):
+            plain = verdict.error is None and isinstance(verdict.status, TaskStatus | None)
+            if not plain and number not in needed:
+                del self._numbers[verdict, final], self._verdicts[number]
+                if self._population is not None:
+                    self._gone[verdict.result] += self._population.pop(number, 0)
+        self._texts = 2 * len(self._verdicts) + TEXTS
+
+    def _announce(self, places: Places, codes: Sequence[int] | int) -> None:
+        self._announced.append((self._roll.ids_at(places), codes))
+        self.untaken += len(places)
 
     def mute(self) -> None:
         """Announce nothing any more: nobody takes it."""
@@ -155,17 +183,22 @@ class Ledger:
             return iter(())
         task_ids, codes = self._announced.popleft()
         self.untaken -= len(task_ids)
-        return self._outcomes(zip(task_ids, codes, strict=False), final=True)
+        if isinstance(codes, int):
+            codes = [codes] * len(task_ids)
+        # What is taken must outlive what is forgotten.
+        verdicts = {code: self._verdicts[code] for code in set(codes) - self._open}
+        return (
+            verdicts[code].outcome(task_id)
+            for task_id, code in zip(task_ids, codes, strict=True)
+            if code in verdicts
+        )
 
     def leftovers(self) -> Iterator[StopOutcome]:
         """Go through the tasks whose verdict never became final."""
-        return self._outcomes(self._codes.items(), final=False)
-
-    def _outcomes(self, coded: Iterable[tuple[int, int]], *, final: bool) -> Iterator[StopOutcome]:
         return (
             self._verdicts[code].outcome(task_id)
-            for task_id, code in coded
-            if (code not in self._open) is final
+            for task_id, code in self._roll.entries()
+            if code in self._open
         )
 
     def reword(self, change: Callable[[Verdict], Verdict]) -> None:
@@ -177,8 +210,8 @@ class Ledger:
     def counts(self) -> dict[StopResult, int]:
         """How many tasks have each result, open verdicts included."""
         if self._population is None:
-            self._population = Counter(self._codes.values())
-        counts = dict.fromkeys(StopResult, 0)
+            self._population = Counter(code for _, code in self._roll.entries())
+        counts = dict.fromkeys(StopResult, 0) | self._gone
         for code, count in self._population.items():
             counts[self._verdicts[code].result] += count
         return counts
@@ -194,8 +227,16 @@ class Ledger:
 
         Args:
             stats: What the run has cost so far.
-            changes: Tasks whose verdict is another for now; None at the end, when the report
-                takes over what the ledger holds.
+            changes: The verdict, for now, of some places; None at the end, when the report takes
+                over what the ledger holds.
         """
-        codes = self._codes if changes is None else self._codes | changes
-        return StopReport(codes, tuple(self._verdicts), stats)
+        if isinstance(self._roll, Window):
+            return StopReport.of(
+                (
+                    self._verdicts[code].outcome(task_id)
+                    for task_id, code in self._roll.with_codes(changes or {})
+                ),
+                stats,
+            )
+        roll = self._roll if changes is None else self._roll.with_codes(changes)
+        return StopReport(roll, tuple(self._verdicts.values()), stats)

@@ -14,12 +14,11 @@ stop whose reply was lost is neither repeated nor reported before TaskStatus was
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
 from enum import Enum
 from itertools import chain
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, cast
 
-from attrs import define, evolve
+from attrs import define, evolve, field
 
 from ctrlapi_async import wire
 from ctrlapi_async.errors import (
@@ -39,36 +38,45 @@ from ctrlapi_async.errors import (
 from ctrlapi_async.models import ALL_ACTIVE, AllActive, StopResult, TaskStatus, parse_status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
     from ctrlapi_async.ledger import Ledger
+    from ctrlapi_async.roll import Places
 
 MAX_CALLS: Final = 1000
 """Method calls a request at most: some 100 kB of JSON around their ids."""
 
 
+MAX_ERRORS: Final = 100
+"""Different errors of one kind that are kept for the end."""
+
+
 class Work(Enum):
-    """What a job is for."""
+    """What a job is for; `method` is the API's method that does it."""
 
-    CHECK = wire.TASK_STATUS, "check"
-    STOP = wire.TASK_STOP, "stop"
-    SETTLE = wire.TASK_STATUS, "settle"
-    CONFIRM = wire.TASK_STATUS, "confirm"
+    CHECK = "check", wire.TASK_STATUS
+    STOP = "stop", wire.TASK_STOP
+    SETTLE = "settle", wire.TASK_STATUS
+    CONFIRM = "confirm", wire.TASK_STATUS
 
-    @property
-    def method(self) -> str:
-        """The API's method that does it."""
-        return self.value[0]
+    def __init__(self, _: str, method: str) -> None:
+        self.method = method
 
-
-TaskIds = list[int] | AllActive
+    __hash__ = object.__hash__  # Enum's own takes a good part of a microsecond
 
 
 class Call(NamedTuple):
     """One method call of a request: tasks of one project."""
 
     project_id: int
-    task_ids: TaskIds
+    task_ids: list[int] | AllActive
+
+
+class Part(NamedTuple):
+    """What becomes a method call: tasks of one project, by their places in the ledger."""
+
+    project_id: int
+    places: Places | AllActive
 
 
 @define(eq=False)
@@ -77,7 +85,7 @@ class Job:
 
     Args:
         work: What it is for.
-        calls: Its method calls, one a project.
+        parts: Its method calls, one a project.
         attempt: The number of its latest attempt.
         stops: How often a stop was sent for its tasks, if one was lost.
         fresh: Whether nothing was heard of its tasks yet but what put them here.
@@ -85,7 +93,7 @@ class Job:
     """
 
     work: Work
-    calls: list[Call]
+    parts: list[Part]
     attempt: int = 1
     stops: int = 0
     fresh: bool = True
@@ -94,7 +102,7 @@ class Job:
     @property
     def size(self) -> int:
         """How many task ids it carries; `"*"` is one."""
-        return sum(map(_size, self.calls))
+        return sum(map(_size, self.parts))
 
 
 class Repeat(NamedTuple):
@@ -108,56 +116,56 @@ class Pool:
     """Tasks that wait for a request, project by project, first come, first served."""
 
     def __init__(self) -> None:
-        self._parts: deque[tuple[int, list[int]]] = deque()
+        self._waiting: deque[tuple[int, Places]] = deque()
         self._start = 0
         self.size = 0
 
-    def add(self, project_id: int, task_ids: list[int]) -> None:
+    def add(self, project_id: int, places: Places) -> None:
         """Put tasks at the end."""
-        if task_ids:
-            self._parts.append((project_id, task_ids))
-            self.size += len(task_ids)
+        if places:
+            self._waiting.append((project_id, places))
+            self.size += len(places)
 
-    def take(self, limit: int) -> list[Call]:
+    def take(self, limit: int) -> list[Part]:
         """Take tasks from the front: `limit` of them, or fewer of very many projects."""
-        calls: dict[int, list[int]] = {}
+        parts: dict[int, Places] = {}
         room = limit
-        while room and self._parts and len(calls) < MAX_CALLS:
-            project_id, task_ids = self._parts[0]
-            piece = task_ids[self._start : self._start + room]
-            if project_id in calls:
-                calls[project_id] += piece
-            else:
-                calls[project_id] = piece
+        while room and self._waiting and len(parts) < MAX_CALLS:
+            project_id, places = self._waiting[0]
+            piece = places[self._start : self._start + room]
+            before = parts.get(project_id)
+            parts[project_id] = piece if before is None else _joined(before, piece)
             room -= len(piece)
             self._start += len(piece)
-            if self._start == len(task_ids):
-                self._parts.popleft()
+            if self._start == len(places):
+                self._waiting.popleft()
                 self._start = 0
         self.size -= limit - room
-        return [Call(*call) for call in calls.items()]
+        return [Part(*part) for part in parts.items()]
 
-    def take_all(self, limit: int) -> list[list[Call]]:
+    def take_all(self, limit: int) -> list[list[Part]]:
         """Take everything, in portions of `limit` tasks."""
         portions = []
         while self.size:
             portions.append(self.take(limit))
         return portions
 
-    def withdraw(self, project_id: int) -> list[int]:
-        """Take the tasks of one project out."""
-        found: list[int] = []
-        kept: deque[tuple[int, list[int]]] = deque()
-        start = self._start  # where the first part begins
-        for part in self._parts:
-            if part[0] == project_id:
-                found += part[1][start:]
-            else:
-                kept.append((part[0], part[1][start:]) if start else part)
-            start = 0
-        self._parts, self._start = kept, 0
-        self.size -= len(found)
-        return found
+
+@define(eq=False)
+class _Codes:
+    """The ledger's numbers for what becomes of most tasks of a project.
+
+    Args:
+        unasked: Not asked about yet.
+        running: Running when checked, and not stopped yet.
+        sent: Stopped.
+        found: By the status that a check finds.
+    """
+
+    unasked: int
+    running: int
+    sent: int
+    found: dict[str | None, int] = field(factory=dict)
 
 
 class StopPlan:
@@ -185,7 +193,7 @@ class StopPlan:
         confirm: bool = False,
     ) -> None:
         self.errors: list[Exception] = []
-        self._noted: set[tuple[type[Exception], str]] = set()
+        self._noted: dict[type[Exception], set[str]] = {}
         self.doom: CtrlApiError | None = None
         self.source_open = True
         self._ledger = ledger
@@ -200,7 +208,8 @@ class StopPlan:
         self._pending = Pool()
         self._stopped = Pool()
         self._ready: deque[Job] = deque()
-        self._flying: set[Job] = set()
+        # With the calls that went out.
+        self._flying: dict[Job, list[Call]] = {}
         # Those that pause before they are done again.
         self._resting: set[Job] = set()
         self._checking = 0
@@ -211,21 +220,19 @@ class StopPlan:
         # Methods whose denials name the bad ids only.
         self._exact: set[str] = set()
         self._dead_projects: dict[int, MethodError] = {}
-        # Per project, the verdict for each status that a check may find.
-        self._codes: dict[int, dict[str | None, int]] = {}
+        self._codes: dict[int, _Codes] = {}
 
     # --- tasks in -----------------------------------------------------------------------------
 
     def feed(self, project_id: int, task_ids: list[int]) -> None:
         """Ask for tasks; those asked for before are passed over."""
         self._projects.add(project_id)
-        fresh = self._ledger.admit(task_ids, self._unasked_code(project_id))
-        self._fed.add(project_id, fresh)
+        self._fed.add(project_id, self._ledger.admit(task_ids, self._codes_of(project_id).unasked))
 
     def feed_all_active(self, project_id: int) -> None:
         """Ask for whatever the server calls active in a project."""
         self._projects.add(project_id)
-        self._ready.append(Job(Work.CHECK, [Call(project_id, ALL_ACTIVE)]))
+        self._ready.append(Job(Work.CHECK, [Part(project_id, ALL_ACTIVE)]))
 
     # --- jobs out -----------------------------------------------------------------------------
 
@@ -263,21 +270,30 @@ class StopPlan:
 
     def forget(self, task_id: int) -> None:
         """Leave a task alone from now on, unless its stop was sent already."""
-        self._unwanted.add(task_id)
+        if (place := self._ledger.place(task_id)) is not None:
+            self._unwanted.add(place)
 
     def _still_wanted(self, job: Job) -> bool:
-        """Take the tasks out of a job that nobody wants stopped any more; tell if some are left."""
+        """Take out of a job what need not be asked any more; tell if something is left."""
+        if self._dead_projects:
+            parts, job.parts = job.parts, []
+            for part in parts:
+                if error := self._dead_projects.get(part.project_id):
+                    self._give_up_part(job, part, error)
+                else:
+                    job.parts.append(part)
         if self._unwanted and job.work in (Work.CHECK, Work.STOP) and job.lost is None:
             dropped = RequestError("nobody waits for it any more", sent=False)
-            calls = job.calls
-            job.calls = []
-            for project_id, task_ids in calls:
-                wanted = [n for n in _listed(task_ids) if n not in self._unwanted]
-                if unwanted := [n for n in _listed(task_ids) if n in self._unwanted]:
-                    self._fail(Call(project_id, unwanted), dropped)
-                if wanted or isinstance(task_ids, AllActive):
-                    job.calls.append(Call(project_id, wanted or ALL_ACTIVE))
-        return bool(job.calls)
+            parts, job.parts = job.parts, []
+            for part in parts:
+                unwanted, wanted = _divided(part, self._unwanted)
+                if unwanted:
+                    self._fail(Part(part.project_id, unwanted), dropped)
+                if wanted or part.places is ALL_ACTIVE:
+                    job.parts.append(Part(part.project_id, wanted or ALL_ACTIVE))
+        if not job.parts:
+            self._lost.discard(job)
+        return bool(job.parts)
 
     def pickable(self, ceiling: int | None = None) -> int:
         """Count the jobs that `pick` could give now."""
@@ -303,9 +319,9 @@ class StopPlan:
     def flush(self) -> None:
         """Make jobs of what is too little for a full chunk, while more may yet be fed."""
         portions = self._fed.take_all(self.chunk)
-        self._ready.extend(Job(self._first, calls) for calls in portions)
+        self._ready.extend(Job(self._first, parts) for parts in portions)
         if not (portions or self._checking):
-            self._ready.extend(Job(Work.STOP, c) for c in self._running.take_all(self.chunk))
+            self._ready.extend(Job(Work.STOP, p) for p in self._running.take_all(self.chunk))
 
     @property
     def partial(self) -> bool:
@@ -315,13 +331,13 @@ class StopPlan:
     def recheck(self) -> None:
         """Check the pending tasks again."""
         self._ready.extend(
-            Job(Work.CHECK, calls, fresh=False) for calls in self._pending.take_all(self.chunk)
+            Job(Work.CHECK, parts, fresh=False) for parts in self._pending.take_all(self.chunk)
         )
 
     def follow(self) -> None:
         """Ask what became of the tasks that were stopped."""
         self._ready.extend(
-            Job(Work.CONFIRM, calls, fresh=False) for calls in self._stopped.take_all(self.chunk)
+            Job(Work.CONFIRM, parts, fresh=False) for parts in self._stopped.take_all(self.chunk)
         )
 
     def stop_rechecking(self) -> None:
@@ -333,12 +349,13 @@ class StopPlan:
     def stop_following(self) -> None:
         """Leave the stopped tasks with the status they were last seen with."""
         self._confirm = False
+        self._codes.clear()
         self._finish_all(self._stopped)
 
     def _finish_all(self, pool: Pool) -> None:
-        for calls in pool.take_all(self.chunk):
-            for call in calls:
-                self._finish(call)
+        for parts in pool.take_all(self.chunk):
+            for part in parts:
+                self._finish(part)
 
     @property
     def has_pending(self) -> bool:
@@ -377,7 +394,7 @@ class StopPlan:
     def listing(self) -> bool:
         """Whether more tasks may come to be known: from the source, or in an answer to `"*"`."""
         return self.source_open or any(
-            call.task_ids is ALL_ACTIVE for job in self._jobs for call in job.calls
+            part.places is ALL_ACTIVE for job in self._jobs for part in job.parts
         )
 
     @property
@@ -393,46 +410,52 @@ class StopPlan:
     def recall(self, job: Job) -> bool:
         """Tell whether a job that paused is still to be done; what died meanwhile is booked."""
         self._resting.discard(job)
-        if self.doom is not None:
-            return False
-        self._lost.discard(job)
-        calls, job.calls = job.calls, []
-        for call in calls:
-            if error := self._dead_projects.get(call.project_id):
-                self._give_up_call(job, call, error)
-            else:
-                job.calls.append(call)
-        if job.calls:
-            self._keep_lost(job)
-        return self._still_wanted(job)
+        return self.doom is None and self._still_wanted(job)
 
     # --- answers ------------------------------------------------------------------------------
 
-    def launch(self, job: Job) -> None:
-        """Note that a job's request is about to be sent."""
-        self._flying.add(job)
+    def calls(self, job: Job) -> list[Call]:
+        """Give a job's method calls."""
+        return [
+            Call(
+                part.project_id,
+                ALL_ACTIVE if part.places is ALL_ACTIVE else self._ledger.ids(_listed(part)),
+            )
+            for part in job.parts
+        ]
+
+    def launch(self, job: Job) -> list[Call]:
+        """Note that a job's request is about to be sent, and give its calls."""
+        calls = self._flying[job] = self.calls(job)
         self._checking += job.work is Work.CHECK
+        return calls
 
     def answered(
         self, job: Job, answers: Sequence[wire.Answer[list[wire.Row]] | CtrlApiError]
     ) -> list[Repeat]:
         """Book what the server answered to each call of a job; give what is to be repeated."""
-        self._land(job)
+        calls = self._land(job)
         repeats: list[Repeat] = []
-        unread: list[Call] = []
+        unread: list[Part] = []
         why: CtrlApiError | None = None
-        for call, answer in zip(job.calls, answers, strict=True):
+        unsettled: list[Part] = []
+        where = ""
+        for part, call, answer in zip(job.parts, calls, answers, strict=True):
             try:
                 if isinstance(answer, CtrlApiError):
                     raise answer
-                repeats += self._BOOK[job.work](self, job, call, answer)
+                if left := self._BOOK[job.work](self, job, part, _asked(call), answer):
+                    unsettled.append(Part(part.project_id, left))
+                    where = where or answer.where
             except MethodError as error:
-                repeats += self._refuse(evolve(job, calls=[call]), error)
+                repeats += self._refuse(evolve(job, parts=[part]), error)
             except CtrlApiError as error:
-                unread.append(call)
+                unread.append(part)
                 why = why or error
+        if unsettled:
+            repeats += self._go_on(evolve(job, parts=unsettled), where)
         if why is not None:  # in one request again, as they were
-            repeats += self._refuse(evolve(job, calls=unread), why)
+            repeats += self._refuse(evolve(job, parts=unread), why)
         return repeats
 
     def failed(self, job: Job, error: CtrlApiError) -> list[Repeat]:
@@ -444,8 +467,8 @@ class StopPlan:
         """Book that a job is not repeated any more."""
         self._resting.discard(job)
         self._lost.discard(job)
-        for call in job.calls:
-            self._give_up_call(job, call, error)
+        for part in job.parts:
+            self._give_up_part(job, part, error)
 
     def close(self, words: str) -> None:
         """Give every task its last verdict.
@@ -455,8 +478,8 @@ class StopPlan:
         """
         words = words_of(self.doom) if self.doom else words
         for job in self._doubtful():
-            for call in job.calls:
-                self._unconfirm(call, words_of(job.lost) if job.lost else words)
+            for part in job.parts:
+                self._unconfirm(part, words_of(job.lost) if job.lost else words)
         if self.doom is not None and (self.listing or self._ledger.unanswered):
             self.note(self.doom)
         self._lost.clear()
@@ -469,12 +492,12 @@ class StopPlan:
         )
 
     def unconfirmed(self) -> dict[int, int]:
-        """Give the verdict, for now, of each task whose stop is under way."""
+        """Give the verdict, for now, of each place whose task's stop is under way."""
         return {
-            task_id: self._code(call.project_id, StopResult.UNCONFIRMED, self._seen)
+            place: self._code(part.project_id, StopResult.UNCONFIRMED, self._seen)
             for job in self._doubtful()
-            for call in job.calls
-            for task_id in _listed(call.task_ids)
+            for part in job.parts
+            for place in _listed(part)
         }
 
     def unconfirmed_count(self) -> int:
@@ -483,9 +506,9 @@ class StopPlan:
 
     def note(self, error: Exception) -> None:
         """Keep an error for the end, once if the same comes again and again."""
-        key = (type(error), str(error))
-        if key not in self._noted:
-            self._noted.add(key)
+        noted = self._noted.setdefault(type(error), set())
+        if str(error) not in noted and len(noted) < MAX_ERRORS:
+            noted.add(str(error))
             self.errors.append(error)
 
     # --- inside -------------------------------------------------------------------------------
@@ -493,10 +516,10 @@ class StopPlan:
     def _doubtful(self) -> set[Job]:
         return self._lost | {job for job in self._flying if job.work is Work.STOP}
 
-    def _land(self, job: Job) -> None:
-        self._flying.discard(job)
+    def _land(self, job: Job) -> list[Call]:
         self._lost.discard(job)
         self._checking -= job.work is Work.CHECK
+        return self._flying.pop(job)
 
     def _keep_lost(self, job: Job) -> Job:
         """Keep count of a job that carries stops of unknown fate."""
@@ -527,8 +550,16 @@ class StopPlan:
     ) -> int:
         return self._ledger.code(project_id, result, status, error, final=final)
 
-    def _running_code(self, project_id: int) -> int:
-        return self._code(project_id, StopResult.NOT_SENT, self._seen, final=False)
+    def _codes_of(self, project_id: int) -> _Codes:
+        codes = self._codes.get(project_id)
+        if codes is None:
+            seen = self._seen
+            codes = self._codes[project_id] = _Codes(
+                self._code(project_id, StopResult.NOT_SENT, final=False),
+                self._code(project_id, StopResult.NOT_SENT, seen, final=False),
+                self._code(project_id, StopResult.STOP_SENT, seen, final=not self._confirm),
+            )
+        return codes
 
     def _status_code(self, project_id: int, text: str) -> int:
         """Give the verdict of a task that a check found with this status."""
@@ -538,141 +569,146 @@ class StopPlan:
             return self._code(project_id, StopResult.NOT_RUNNING, status, final=not pending)
         if self._dry_run:
             return self._code(project_id, StopResult.WOULD_STOP, status)
-        return self._running_code(project_id)
+        return self._codes_of(project_id).running
 
     def _book_check(
-        self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]
-    ) -> list[Repeat]:
-        project_id, asked = call.project_id, _listed(call.task_ids)
-        if call.task_ids is ALL_ACTIVE:
+        self, job: Job, part: Part, asked: list[int], answer: wire.Answer[list[wire.Row]]
+    ) -> list[int]:
+        project_id, places = part
+        known = self._codes_of(project_id)
+        if isinstance(places, AllActive):
             # One that is asked for by its id, in whatever project, has its outcome there.
-            named = [task_id for task_id in _by_task(answer, None) if task_id not in self._ledger]
-            asked = self._ledger.admit(named, self._unasked_code(project_id))
+            asked = [n for n in _by_task(answer, None) if self._ledger.place(n) is None]
+            places = self._ledger.admit(asked, known.unasked)
         codes = self._codes_in_order(project_id, asked, answer)
-        self._ledger.move(asked, codes, self._unasked_code(project_id) if job.fresh else None)
-        running = _select(asked, codes, self._running_code(project_id))
-        if error := self._dead_projects.get(project_id):
-            self._fail(Call(project_id, running), error)
-        elif not self._dry_run:
-            self._running.add(project_id, running)
+        self._ledger.move(places, codes, known.unasked if job.fresh else None)
+        if not self._dry_run:
+            self._running.add(project_id, _select(places, codes, known.running))
         if self._watch:
             for status in (TaskStatus.SCHEDULED, TaskStatus.EXPLORE):
                 code = self._status_code(project_id, status)
-                self._pending.add(project_id, _select(asked, codes, code))
+                self._pending.add(project_id, _select(places, codes, code))
         return []
 
     def _codes_in_order(
         self, project_id: int, asked: list[int], answer: wire.Answer[list[wire.Row]]
     ) -> list[int]:
         """Give the verdict of each task that was asked for."""
-        known = self._codes.setdefault(project_id, {})
-        if [row.task_id for row in answer.result] == asked:
-            with suppress(KeyError):  # a status that is new here, or none at all
-                return [known[row.status] for row in answer.result]
-        found = _by_task(answer, asked)
-        codes = []
-        for task_id in asked:
-            row = found.get(task_id)
-            if row is None or row.status is None:
-                code = self._missing_code(project_id, row, answer.words)
-            elif row.status in known:
-                code = known[row.status]
-            else:
-                code = known[row.status] = self._status_code(project_id, row.status)
-            codes.append(code)
-        return codes
+        rows = answer.result
+        if rows and isinstance(rows[0], wire.CheckedRow) and [row.task_id for row in rows] == asked:
+            known = self._codes_of(project_id).found
+            try:
+                return [known[row.status] for row in rows]
+            except KeyError:  # the first one with this status
+                texts = {row.status for row in rows if row.status is not None}
+                known.update({text: self._status_code(project_id, text) for text in texts})
+                return [known[row.status] for row in rows]
+        told = _by_task(answer, asked)
+        texts = {row.status for row in told.values() if row.status is not None}
+        found = {text: self._status_code(project_id, text) for text in texts}
+        return [
+            self._missing_code(project_id, row, answer.words)
+            if (row := told.get(task_id)) is None or row.status is None
+            else found[row.status]
+            for task_id in asked
+        ]
 
     def _missing_code(self, project_id: int, row: wire.Row | None, words: str | None) -> int:
         """Give the verdict of a task for which a check brought no status."""
         error = row.error if row is not None else words or "the reply holds no row for it"
         return self._code(project_id, StopResult.NOT_FOUND, None, error)
 
-    def _book_stop(self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]) -> list[Repeat]:
-        project_id, asked = call.project_id, _listed(call.task_ids)
-        was = self._running_code(project_id) if job.lost is None else None
+    def _book_stop(
+        self, job: Job, part: Part, asked: list[int], answer: wire.Answer[list[wire.Row]]
+    ) -> list[int]:
+        """Book what became of stops; give those of which that is not known."""
+        project_id, places = part.project_id, _listed(part)
+        was = self._codes_of(project_id).running if job.lost is None else None
         rows = answer.result
         if rows and isinstance(rows[0], wire.SentRow) and [row.task_id for row in rows] == asked:
-            self._sent(project_id, asked, was)
+            self._sent(project_id, places, was)
             return []
         sent: list[int] = []
         unclear: list[int] = []
         found = _by_stopped_task(answer, asked)
-        for task_id in asked:
+        for place, task_id in zip(places, asked, strict=True):
             row = found.get(task_id)
             if row is not None and row.error is None and row.status == wire.STOP_SENT:
-                sent.append(task_id)
+                sent.append(place)
             elif row is not None and row.error is not None and job.lost is None:
                 code = self._code(project_id, StopResult.UNAVAILABLE, self._seen, row.error)
-                self._ledger.move_all([task_id], code, was)
+                self._ledger.move_all([place], code, was)
             else:
                 # Without a word of it; or unavailable, perhaps because the stop before this
                 # one, whose reply was lost, did its work.
-                unclear.append(task_id)
+                unclear.append(place)
         self._sent(project_id, sent, was)
-        if unclear:
-            lost = job.lost or ReplyError(
-                f"no word of task {unclear[0]} in the reply to TaskStop", answer.where
-            )
-            self._settle(evolve(job, calls=[Call(project_id, unclear)]), lost)
-        return []
+        return unclear
 
-    def _sent(self, project_id: int, task_ids: list[int], was: int | None) -> None:
-        if task_ids:
-            code = self._code(project_id, StopResult.STOP_SENT, self._seen, final=not self._confirm)
-            self._ledger.move_all(task_ids, code, was)
+    def _sent(self, project_id: int, places: Places, was: int | None) -> None:
+        if places:
+            self._ledger.move_all(places, self._codes_of(project_id).sent, was)
             if self._confirm:
-                self._stopped.add(project_id, task_ids)
+                self._stopped.add(project_id, places)
+
+    def _go_on(self, job: Job, where: str) -> list[Repeat]:
+        """Go on with tasks whose stop was lost, or was not lost but has had no effect."""
+        if job.work is Work.SETTLE:  # they are still running
+            stop = evolve(job, work=Work.STOP, attempt=job.stops)
+            return self._repeat(stop, cast("CtrlApiError", job.lost))
+        task_id = self._ledger.ids(_listed(job.parts[0]))[0]
+        silent = ReplyError(f"no word of task {task_id} in the reply to TaskStop", where)
+        self._settle(job, job.lost or silent)
+        return []
 
     def _settle(self, job: Job, error: CtrlApiError) -> None:
         """Ask what became of the tasks of a stop whose reply was lost."""
         self._queue(evolve(job, work=Work.SETTLE, attempt=1, stops=job.attempt, lost=error))
 
     def _book_settle(
-        self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]
-    ) -> list[Repeat]:
-        project_id, asked = call.project_id, _listed(call.task_ids)
+        self, job: Job, part: Part, asked: list[int], answer: wire.Answer[list[wire.Row]]
+    ) -> list[int]:
+        """Book what became of lost stops; give those that did not stop anything."""
+        project_id = part.project_id
         found = _by_task(answer, asked)
         again: list[int] = []
-        for task_id in asked:
+        for place, task_id in zip(_listed(part), asked, strict=True):
             row = found.get(task_id)
             status = parse_status(row.status) if row is not None else None
             if status is None:
                 words = (row.error if row is not None else answer.words) or "no row for it"
-                self._leave_lost(job, [task_id], f"when checked: {words}")
+                self._leave_lost(job, Part(project_id, [place]), f"when checked: {words}")
             elif status is TaskStatus.RUNNING:
-                again.append(task_id)
+                again.append(place)
             else:
                 stopped = status is TaskStatus.CANCELED
                 result = StopResult.STOP_SENT if stopped else StopResult.NOT_RUNNING
-                self._ledger.move_all([task_id], self._code(project_id, result, status))
-        if not again:
-            return []
-        stop = evolve(job, work=Work.STOP, calls=[Call(project_id, again)], attempt=job.stops)
-        return self._repeat(stop, cast("CtrlApiError", job.lost))
+                self._ledger.move_all([place], self._code(project_id, result, status))
+        return again
 
-    def _leave_lost(self, job: Job, task_ids: list[int], words: str) -> None:
+    def _leave_lost(self, job: Job, part: Part, words: str) -> None:
         """Book tasks whose stop was lost and of which nothing more can be learnt."""
         lost = cast("CtrlApiError", job.lost)
         self.note(lost)
-        self._unconfirm(Call(job.calls[0].project_id, task_ids), f"{words_of(lost)}; {words}")
+        self._unconfirm(part, f"{words_of(lost)}; {words}")
 
     def _book_confirm(
-        self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]
-    ) -> list[Repeat]:
+        self, job: Job, part: Part, asked: list[int], answer: wire.Answer[list[wire.Row]]
+    ) -> list[int]:
         del job
-        project_id, asked = call.project_id, _listed(call.task_ids)
+        project_id = part.project_id
         found = _by_task(answer, asked)
         running: list[int] = []
-        for task_id in asked:
+        for place, task_id in zip(_listed(part), asked, strict=True):
             row = found.get(task_id)
             status = parse_status(row.status) if row is not None else None
             if status is TaskStatus.RUNNING and self._confirm:
-                running.append(task_id)
+                running.append(place)
             elif status is None:
-                self._finish(Call(project_id, [task_id]))
+                self._finish(Part(project_id, [place]))
             else:
                 code = self._code(project_id, StopResult.STOP_SENT, status)
-                self._ledger.move_all([task_id], code)
+                self._ledger.move_all([place], code)
         self._stopped.add(project_id, running)
         return []
 
@@ -682,17 +718,17 @@ class StopPlan:
         if too_large and job.size > 1:
             for half in _halves(job):
                 self._queue(half)
-        elif isinstance(error, UserUnavailableError) and len(job.calls) > 1:
+        elif isinstance(error, UserUnavailableError) and len(job.parts) > 1:
             # It may be one project that is not this user's.
-            middle = len(job.calls) // 2
-            for calls in (job.calls[middle:], job.calls[:middle]):
+            middle = len(job.parts) // 2
+            for parts in (job.parts[middle:], job.parts[:middle]):
                 # At the front, so that a single project is soon reached.
-                self._ready.appendleft(self._keep_lost(evolve(job, calls=calls)))
+                self._ready.appendleft(self._keep_lost(evolve(job, parts=parts)))
         elif isinstance(error, UndefinedMethodError) or dooms(error):
             self._end(job, error)
         elif isinstance(error, MethodError):
-            for call in job.calls:
-                self._refuse_call(evolve(job, calls=[call]), error)
+            for part in job.parts:
+                self._refuse_part(evolve(job, parts=[part]), error)
         elif too_large:
             self.give_up(job, error)
         elif job.work is Work.STOP and not undone(error):
@@ -701,57 +737,44 @@ class StopPlan:
             return self._repeat(job, error)
         return []
 
-    def _refuse_call(self, job: Job, error: MethodError) -> None:
+    def _refuse_part(self, job: Job, error: MethodError) -> None:
         """Decide what becomes of one call that the server refused."""
-        [call] = job.calls
+        [part] = job.parts
         if isinstance(error, ProjectNotFoundError | UserUnavailableError):
             self._end_project(job, error)
-        elif isinstance(error, TasksDeniedError) and not isinstance(call.task_ids, AllActive):
-            named = set(call.task_ids).intersection(error.task_ids)
-            if len(call.task_ids) == 1 or (
-                job.work.method in self._exact and len(named) == job.size
-            ):
-                self._deny(job, call.task_ids, error)
-            elif 0 < len(named) < len(call.task_ids):
+        elif isinstance(error, TasksDeniedError) and not isinstance(part.places, AllActive):
+            named = {self._ledger.place(task_id) for task_id in error.task_ids}
+            denied, rest = _divided(part, named)
+            if job.size == 1 or (job.work.method in self._exact and not rest):
+                self._deny(job, part, error)
+            elif denied and rest:
                 # A server that names a part of what it was asked names the bad ones.
                 self._exact.add(job.work.method)
-                self._deny(job, [n for n in call.task_ids if n in named], error)
-                rest = [n for n in call.task_ids if n not in named]
-                self._queue(evolve(job, calls=[Call(call.project_id, rest)]))
+                self._deny(job, Part(part.project_id, denied), error)
+                self._queue(evolve(job, parts=[Part(part.project_id, rest)]))
             else:
                 for half in _halves(job):
                     self._queue(half)
         else:
             self.give_up(job, error)
 
-    def _deny(self, job: Job, task_ids: list[int], error: TasksDeniedError) -> None:
+    def _deny(self, job: Job, part: Part, error: TasksDeniedError) -> None:
         """Book tasks that the server says are not there."""
-        [call] = job.calls
         if job.work is Work.CONFIRM:
-            self._finish(Call(call.project_id, task_ids))
+            self._finish(part)
         elif job.lost is not None:
-            self._leave_lost(job, task_ids, f"then: {error.message}")
+            self._leave_lost(job, part, f"then: {error.message}")
         else:
-            self._amend(Call(call.project_id, task_ids), StopResult.NOT_FOUND, error.message)
+            self._amend(part, StopResult.NOT_FOUND, error.message)
 
     def _end_project(self, job: Job, error: MethodError) -> None:
         """End what concerns one project, and so all if there is no other."""
-        [call] = job.calls
-        self._dead_projects[call.project_id] = error
+        [part] = job.parts
+        self._dead_projects[part.project_id] = error
         if self._dead_projects.keys() >= self._projects:
             self._end(job, error)
-            return
-        self.give_up(job, error)
-        for pool in (self._fed, self._running):
-            self._fail(Call(call.project_id, pool.withdraw(call.project_id)), error)
-        for waiting in list(self._ready):
-            mine = [other for other in waiting.calls if other.project_id == call.project_id]
-            if mine:
-                self._ready.remove(waiting)
-                self._lost.discard(waiting)
-                self.give_up(evolve(waiting, calls=mine), error)
-                if theirs := [other for other in waiting.calls if other not in mine]:
-                    self._queue(evolve(waiting, calls=theirs))
+        else:
+            self.give_up(job, error)
 
     def _end(self, job: Job, error: CtrlApiError) -> None:
         """End everything: no request leaves any more, but replies under way are still booked."""
@@ -765,36 +788,32 @@ class StopPlan:
         self.stop_rechecking()
         self.stop_following()
 
-    def _give_up_call(self, job: Job, call: Call, error: CtrlApiError) -> None:
+    def _give_up_part(self, job: Job, part: Part, error: CtrlApiError) -> None:
         if job.work is Work.CONFIRM:
-            self._finish(call)  # the stop itself was answered
+            self._finish(part)  # the stop itself was answered
         elif job.lost is not None:
             self.note(error)
-            self._amend(call, StopResult.UNCONFIRMED, words_of(job.lost))
+            self._unconfirm(part, words_of(job.lost))
         else:
-            self._fail(call, error)
+            self._fail(part, error)
 
-    def _fail(self, call: Call, error: CtrlApiError) -> None:
+    def _fail(self, part: Part, error: CtrlApiError) -> None:
         """Book tasks for which no stop was sent, and why."""
-        if call.task_ids:
-            self.note(error)
-            self._amend(call, StopResult.NOT_SENT, words_of(error))
+        self.note(error)
+        self._amend(part, StopResult.NOT_SENT, words_of(error))
 
-    def _unconfirm(self, call: Call, words: str) -> None:
-        self._amend(call, StopResult.UNCONFIRMED, words)
+    def _unconfirm(self, part: Part, words: str) -> None:
+        self._amend(part, StopResult.UNCONFIRMED, words)
 
-    def _amend(self, call: Call, result: StopResult, words: str) -> None:
+    def _amend(self, part: Part, result: StopResult, words: str) -> None:
         """Give tasks a last verdict, with the status that they were last seen with."""
         self._ledger.amend(
-            _listed(call.task_ids), lambda verdict: evolve(verdict, result=result, error=words)
+            _listed(part), lambda verdict: evolve(verdict, result=result, error=words)
         )
 
-    def _finish(self, call: Call) -> None:
+    def _finish(self, part: Part) -> None:
         """Make the verdict of tasks the last one, as it is."""
-        self._ledger.amend(_listed(call.task_ids), lambda verdict: verdict)
-
-    def _unasked_code(self, project_id: int) -> int:
-        return self._code(project_id, StopResult.NOT_SENT, final=False)
+        self._ledger.amend(_listed(part), lambda verdict: verdict)
 
     _BOOK: ClassVar = {
         Work.CHECK: _book_check,
@@ -827,35 +846,54 @@ def undone(error: CtrlApiError) -> bool:
     return isinstance(error, MethodError) or (isinstance(error, RequestError) and not error.sent)
 
 
-def _listed(task_ids: TaskIds) -> list[int]:
-    return [] if isinstance(task_ids, AllActive) else task_ids
+def _listed(part: Part) -> Places:
+    return [] if isinstance(part.places, AllActive) else part.places
 
 
-def _size(call: Call) -> int:
-    return 1 if isinstance(call.task_ids, AllActive) else len(call.task_ids)
+def _asked(call: Call) -> list[int]:
+    return [] if isinstance(call.task_ids, AllActive) else call.task_ids
+
+
+def _size(part: Part) -> int:
+    return 1 if isinstance(part.places, AllActive) else len(part.places)
+
+
+def _joined(one: Places, other: Places) -> Places:
+    if isinstance(one, range) and isinstance(other, range) and one.stop == other.start:
+        return range(one.start, other.stop)
+    return [*one, *other]
+
+
+def _divided(part: Part, chosen: Container[int | None]) -> tuple[list[int], list[int]]:
+    """Divide the tasks of a part into those chosen and the others."""
+    places = _listed(part)
+    return (
+        [place for place in places if place in chosen],
+        [place for place in places if place not in chosen],
+    )
 
 
 def _halves(job: Job) -> tuple[Job, Job]:
     """Cut a job of two or more ids in two."""
     room = job.size // 2
-    front: list[Call] = []
-    back: list[Call] = []
-    for call in job.calls:
-        size = _size(call)
+    front: list[Part] = []
+    back: list[Part] = []
+    for part in job.parts:
+        size = _size(part)
         if size <= room:
-            front.append(call)
+            front.append(part)
         elif room == 0:
-            back.append(call)
+            back.append(part)
         else:
-            task_ids = _listed(call.task_ids)
-            front.append(Call(call.project_id, task_ids[:room]))
-            back.append(Call(call.project_id, task_ids[room:]))
+            places = _listed(part)
+            front.append(Part(part.project_id, places[:room]))
+            back.append(Part(part.project_id, places[room:]))
         room -= min(size, room)
-    return evolve(job, calls=front), evolve(job, calls=back)
+    return evolve(job, parts=front), evolve(job, parts=back)
 
 
-def _select(task_ids: list[int], codes: list[int], wanted: int) -> list[int]:
-    return [task_id for task_id, code in zip(task_ids, codes, strict=True) if code == wanted]
+def _select(places: Places, codes: list[int], wanted: int) -> list[int]:
+    return [place for place, code in zip(places, codes, strict=True) if code == wanted]
 
 
 def _by_task(

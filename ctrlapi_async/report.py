@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import ItemsView, Mapping, ValuesView
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -20,6 +20,7 @@ from ctrlapi_async.models import (
     TaskStatus,
     parse_status,
 )
+from ctrlapi_async.roll import Roll
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -52,9 +53,9 @@ class StopReport(Mapping[int, StopOutcome]):
         stats: What the run cost, a `StopStats`.
     """
 
-    # A verdict's number a task: small ints keep the mapping of a million tasks at some 40 bytes
-    # a task, and out of the garbage collector's sight.
-    _codes: dict[int, int] = field(factory=dict)
+    # A verdict's number a task: a million tasks take no more than a dozen megabytes, and are out
+    # of the garbage collector's sight.
+    _roll: Roll = field(factory=Roll)
     _verdicts: tuple[Verdict, ...] = ()
     stats: StopStats = field(factory=StopStats)
 
@@ -74,19 +75,34 @@ class StopReport(Mapping[int, StopOutcome]):
             )
             for outcome in outcomes
         }
-        return cls(codes, tuple(numbers), stats or StopStats())
+        return cls(Roll.of(codes), tuple(numbers), stats or StopStats())
 
     def __getitem__(self, task_id: int) -> StopOutcome:
-        return self._verdicts[self._codes[task_id]].outcome(task_id)
+        place = self._roll.place(task_id)
+        if place is None:
+            raise KeyError(task_id)
+        return self._verdicts[self._roll.codes[place]].outcome(self._roll.ids[place])
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._codes)
+        return iter(self._roll.ids)
 
     def __len__(self) -> int:
-        return len(self._codes)
+        return len(self._roll.ids)
 
     def __contains__(self, task_id: object) -> bool:
-        return task_id in self._codes
+        return self._roll.place(task_id) is not None
+
+    def values(self) -> ValuesView[StopOutcome]:
+        """Give a view of the outcomes, in order."""
+        return _Outcomes(self)
+
+    def items(self) -> ItemsView[int, StopOutcome]:
+        """Give a view of pairs of task id and outcome, in order."""
+        return _Pairs(self)
+
+    def _walk(self) -> Iterator[StopOutcome]:
+        verdicts = self._verdicts
+        return (verdicts[code].outcome(task_id) for task_id, code in self._roll.entries())
 
     def ids(self, *results: StopResult) -> list[int]:
         """Give the ids of the tasks with one of these results, in order.
@@ -95,13 +111,13 @@ class StopReport(Mapping[int, StopOutcome]):
             results: The results looked for.
         """
         wanted = {code for code, verdict in enumerate(self._verdicts) if verdict.result in results}
-        return [task_id for task_id, code in self._codes.items() if code in wanted]
+        return [task_id for task_id, code in self._roll.entries() if code in wanted]
 
     @cached_property
     def counts(self) -> Mapping[StopResult, int]:
         """How many tasks have each result; every `StopResult` is a key."""
         counts = dict.fromkeys(StopResult, 0)
-        for code, count in Counter(self._codes.values()).items():
+        for code, count in Counter(self._roll.codes).items():
             counts[self._verdicts[code].result] += count
         return MappingProxyType(counts)
 
@@ -113,9 +129,10 @@ class StopReport(Mapping[int, StopOutcome]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StopReport):
             return NotImplemented
-        return list(self._codes) == list(other._codes) and all(
-            self._verdicts[mine] == other._verdicts[theirs]  # noqa: SLF001 - of its own kind
-            for mine, theirs in set(zip(self._codes.values(), other._codes.values(), strict=True))
+        mine, theirs = self._roll, other._roll
+        return mine.ids == theirs.ids and all(
+            self._verdicts[code] == other._verdicts[its]  # noqa: SLF001 - of its own kind
+            for code, its in set(zip(mine.codes, theirs.codes, strict=True))
         )
 
     __hash__ = None  # type: ignore[assignment]  # as long as its contents: too dear for a key
@@ -124,13 +141,11 @@ class StopReport(Mapping[int, StopOutcome]):
         if not isinstance(other, StopReport):
             return NotImplemented
         numbers: dict[Verdict, int] = {}
-        mine, theirs = (
-            [numbers.setdefault(verdict, len(numbers)) for verdict in verdicts]
-            for verdicts in (self._verdicts, other._verdicts)
-        )
-        codes = dict(zip(self._codes, map(mine.__getitem__, self._codes.values()), strict=True))
-        codes.update(zip(other._codes, map(theirs.__getitem__, other._codes.values()), strict=True))
-        return StopReport(codes, tuple(numbers), self.stats | other.stats)
+        codes: dict[int, int] = {}
+        for report in (self, other):
+            renumbered = [numbers.setdefault(one, len(numbers)) for one in report._verdicts]
+            codes.update((n, renumbered[code]) for n, code in report._roll.entries())
+        return StopReport(Roll.of(codes), tuple(numbers), self.stats | other.stats)
 
     def __repr__(self) -> str:
         total = len(self)
@@ -163,6 +178,24 @@ class StopReport(Mapping[int, StopOutcome]):
         if len(report) != len(document.outcomes):
             raise ValueError("not a report: a task_id stands in it more than once")
         return report
+
+
+class _Outcomes(ValuesView[StopOutcome]):
+    """Goes through the outcomes without looking each one up."""
+
+    _mapping: StopReport
+
+    def __iter__(self) -> Iterator[StopOutcome]:
+        return self._mapping._walk()  # noqa: SLF001 - of the same house
+
+
+class _Pairs(ItemsView[int, StopOutcome]):
+    """Goes through ids and outcomes without looking each one up."""
+
+    _mapping: StopReport
+
+    def __iter__(self) -> Iterator[tuple[int, StopOutcome]]:
+        return ((outcome.task_id, outcome) for outcome in self._mapping._walk())  # noqa: SLF001
 
 
 @frozen

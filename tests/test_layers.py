@@ -15,6 +15,7 @@ PACKAGE = "ctrlapi_async"
 
 FLOORS = {
     "models": 0,
+    "roll": 0,
     "errors": 1,
     "report": 1,
     "wire": 2,
@@ -32,7 +33,7 @@ FLOORS = {
     "cli": 7,
     "__main__": 8,
 }
-PURE = {"models", "errors", "report", "ledger", "wire", "plan"}
+PURE = {"models", "roll", "errors", "report", "ledger", "wire", "plan"}
 WORLDLY = {"asyncio", "time", "socket", "random", "aiohttp", "datetime", "selectors", "threading"}
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ctrlapi_async.ledger import Ledger
+from ctrlapi_async.ledger import TEXTS, Ledger
 from ctrlapi_async.models import StopOutcome, StopResult, StopStats, TaskStatus
 from ctrlapi_async.report import StopReport
 
@@ -40,6 +40,14 @@ class LedgerMachine(RuleBasedStateMachine):
         result, status, final = verdict
         return self.ledger.code(2, result, status, final=final)
 
+    def places(self, task_ids: list[int]) -> range | list[int]:
+        places = [place for place in map(self.ledger.place, task_ids) if place is not None]
+        assert self.ledger.ids(places) == task_ids
+        # Places in a row may be told as a range.
+        if places and places == list(range(places[0], places[0] + len(places))):
+            return range(places[0], places[0] + len(places))
+        return places
+
     def book(self, task_id: int, verdict: tuple[StopResult, TaskStatus | None, bool]) -> None:
         self.open.pop(task_id)
         (self.final if verdict[2] else self.open)[task_id] = verdict
@@ -50,7 +58,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def admit(self, task_ids: list[int]) -> None:
         # Without a report a final verdict is forgotten; then nobody asks for the task again.
         task_ids = [n for n in task_ids if self.collect or n not in self.final]
-        fresh = self.ledger.admit(task_ids, self.code(OPEN))
+        fresh = self.ledger.ids(self.ledger.admit(task_ids, self.code(OPEN)))
         assert fresh == [n for n in task_ids if n not in self.open and n not in self.final]
         self.open |= dict.fromkeys(fresh, OPEN)
         self.order += fresh
@@ -64,7 +72,9 @@ class LedgerMachine(RuleBasedStateMachine):
         verdicts = data.draw(
             st.lists(st.sampled_from(VERDICTS), min_size=len(moved), max_size=len(moved))
         )
-        self.ledger.move(moved, list(map(self.code, verdicts)), self.code(was) if was else None)
+        self.ledger.move(
+            self.places(moved), list(map(self.code, verdicts)), self.code(was) if was else None
+        )
         for task_id, verdict in zip(moved, verdicts, strict=True):
             self.book(task_id, verdict)
 
@@ -72,7 +82,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), verdict=st.sampled_from(VERDICTS))
     def move_all(self, data: st.DataObject, verdict: tuple[StopResult, TaskStatus, bool]) -> None:
         moved = data.draw(st.lists(st.sampled_from(list(self.open)), unique=True))
-        self.ledger.move_all(moved, self.code(verdict))
+        self.ledger.move_all(self.places(moved), self.code(verdict))
         for task_id in moved:
             self.book(task_id, verdict)
 
@@ -80,7 +90,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def amend(self, data: st.DataObject) -> None:
         moved = data.draw(st.lists(st.sampled_from(list(self.open)), unique=True))
-        self.ledger.amend(moved, lambda verdict: evolve(verdict, result=StopResult.UNCONFIRMED))
+        self.ledger.amend(
+            self.places(moved), lambda verdict: evolve(verdict, result=StopResult.UNCONFIRMED)
+        )
         for task_id in moved:
             self.book(task_id, (StopResult.UNCONFIRMED, self.open[task_id][1], True))
 
@@ -116,7 +128,8 @@ class LedgerMachine(RuleBasedStateMachine):
             assert list(report) == self.order
         assert {each.task_id for each in self.ledger.leftovers()} == self.open.keys()
         for task_id, (result, status, _) in self.open.items():
-            verdict = self.ledger.verdict(task_id)
+            [place] = self.places([task_id])
+            verdict = self.ledger.verdict(place)
             assert (verdict.result, verdict.status) == (result, status)
 
 
@@ -135,9 +148,9 @@ def test_a_muted_ledger_announces_nothing_and_counts_on() -> None:
     asked = ledger.code(2, StopResult.NOT_SENT, final=False)
     sent = ledger.code(2, StopResult.STOP_SENT)
     ledger.admit([1, 2], asked)
-    ledger.move_all([1], sent)
+    ledger.move_all([0], sent)
     ledger.mute()
-    ledger.move_all([2], sent)
+    ledger.move_all([1], sent)
     assert ledger.untaken == 0
     assert list(ledger.take()) == []
     assert ledger.counts[StopResult.STOP_SENT] == 2
@@ -147,7 +160,7 @@ def test_changes_are_in_the_report_and_nowhere_else() -> None:
     ledger = Ledger(collect=True)
     ledger.admit([1, 2], ledger.code(2, StopResult.NOT_SENT, final=False))
     doubtful = ledger.code(2, StopResult.UNCONFIRMED)
-    report = ledger.report(StopStats(stop_calls=1), {1: doubtful})
+    report = ledger.report(StopStats(stop_calls=1), {0: doubtful})
     assert report == StopReport.of(
         [StopOutcome(1, 2, StopResult.UNCONFIRMED), StopOutcome(2, 2, StopResult.NOT_SENT)]
     )
@@ -160,14 +173,14 @@ def test_a_report_is_a_snapshot() -> None:
     asked = ledger.code(2, StopResult.NOT_SENT, final=False)
     ledger.admit([1], asked)
     before = ledger.report(StopStats(), {})
-    ledger.move_all([1], ledger.code(2, StopResult.STOP_SENT))
+    ledger.move_all([0], ledger.code(2, StopResult.STOP_SENT))
     assert before[1].result is StopResult.NOT_SENT
 
 
 def test_rewording_reaches_open_verdicts_only() -> None:
     ledger = Ledger(collect=True)
     ledger.admit([1, 2], ledger.code(2, StopResult.NOT_SENT, final=False))
-    ledger.move_all([1], ledger.code(2, StopResult.NOT_SENT, error="refused"))
+    ledger.move_all([0], ledger.code(2, StopResult.NOT_SENT, error="refused"))
     ledger.reword(lambda verdict: evolve(verdict, error="late"))
     assert [each.error for each in ledger.report(StopStats(), {}).values()] == ["refused", "late"]
 
@@ -179,6 +192,38 @@ def test_open_verdicts_that_are_announced_on_the_way_are_not_given_out(collect: 
     pooled = ledger.code(2, StopResult.NOT_SENT, TaskStatus.RUNNING, final=False)
     done = ledger.code(2, StopResult.NOT_RUNNING, TaskStatus.COMPLETED)
     ledger.admit([1, 2, 3], asked)
-    ledger.move([1, 2, 3], [pooled, done, pooled], asked)
+    ledger.move(range(3), [pooled, done, pooled], asked)
     assert [each.task_id for each in ledger.take()] == [2]
     assert [each.task_id for each in ledger.leftovers()] == [1, 3]
+
+
+@pytest.mark.parametrize("collect", [False, True])
+def test_what_a_server_says_of_each_task_is_told_and_counted(collect: bool) -> None:
+    count = 3 * TEXTS
+    ledger = Ledger(collect=collect)
+    asked = ledger.code(2, StopResult.NOT_SENT, final=False)
+    pooled = ledger.code(2, StopResult.NOT_SENT, TaskStatus.RUNNING, final=False)
+    places = ledger.admit(list(range(count)), asked)
+    first = iter(list[StopOutcome]())
+    for place in places:
+        texts = [ledger.code(2, StopResult.NOT_FOUND, None, f"no task {place}"), pooled]
+        ledger.move([place], [texts[place % 2]], asked)
+        if place == 0:
+            first = ledger.take()  # begun before what it tells of is forgotten
+    odd = [place for place in places if place % 2]
+    for place in odd:
+        code = ledger.code(2, StopResult.NOT_RUNNING, f"Status {place}")
+        ledger.move_all([place], code, pooled)
+    told = list(first)
+    while ledger.untaken:
+        told += ledger.take()
+    assert told == [
+        *(
+            StopOutcome(n, 2, StopResult.NOT_FOUND, None, f"no task {n}")
+            for n in range(0, count, 2)
+        ),
+        *(StopOutcome(n, 2, StopResult.NOT_RUNNING, f"Status {n}") for n in odd),
+    ]
+    counts = {StopResult.NOT_FOUND: count - len(odd), StopResult.NOT_RUNNING: len(odd)}
+    assert ledger.counts == dict.fromkeys(StopResult, 0) | counts
+    assert len(ledger.report(StopStats())) == (count if collect else 0)

@@ -138,12 +138,13 @@ class Drive:
         self.start(job)
 
     def start(self, job: Job) -> None:
-        assert job.calls
+        calls = self.plan.calls(job)
+        assert calls
         assert 0 < job.size <= self.plan.chunk
-        assert len({call.project_id for call in job.calls}) == len(job.calls)
+        assert len({call.project_id for call in calls}) == len(calls)
         self.jobs[job.work] += 1
         if job.work is Work.STOP:
-            for task_id in ids_of(job):
+            for task_id in ids_of(self.plan, job):
                 assert self.heard.get(task_id) == "Running", "stopped without need"
         self.plan.launch(job)
         self.flying.append(job)
@@ -160,10 +161,10 @@ class Drive:
         job = self.flying.pop(self.chance.randrange(len(self.flying)))
         if (error := self.fault(job)) is not None:
             if job.work is Work.STOP and not undone(error):
-                for task_id in ids_of(job):
+                for task_id in ids_of(self.plan, job):
                     self.heard[task_id] = "?"
             if isinstance(error, MethodError):
-                self.paused += self.plan.answered(job, [error] * len(job.calls))
+                self.paused += self.plan.answered(job, [error] * len(job.parts))
             else:
                 self.paused += self.plan.failed(job, error)
             return
@@ -174,7 +175,7 @@ class Drive:
             Work.CONFIRM: self.confirm,
         }[job.work]
         answers: list[Answer[list[Row]] | CtrlApiError] = []
-        for call in job.calls:
+        for call in self.plan.calls(job):
             rows = [row for task_id in call.task_ids for row in book(task_id)]  # type: ignore[union-attr]
             if self.mangle:
                 if self.chance.random() < 0.3:
@@ -257,8 +258,8 @@ class Drive:
         return [Row(task_id, said)]
 
 
-def ids_of(job: Job) -> list[int]:
-    return [task_id for call in job.calls for task_id in call.task_ids]  # type: ignore[union-attr]
+def ids_of(plan: StopPlan, job: Job) -> list[int]:
+    return [task_id for call in plan.calls(job) for task_id in call.task_ids]  # type: ignore[union-attr]
 
 
 def ceil_div(count: int, size: int) -> int:
@@ -326,16 +327,16 @@ def test_rows_in_any_disorder_shift_no_outcome(
     assert bool(drive.plan.errors) is not report.complete
 
 
-FAULTS: list[Callable[[Job], CtrlApiError]] = [
-    lambda _: RequestError("cut"),
-    lambda _: RequestError("not reached", sent=False),
-    lambda _: HttpError("HTTP 500", 500),
-    lambda _: HttpError("HTTP 503", 503),
-    lambda _: HttpError("HTTP 413", 413),
-    lambda _: ReplyError("cut short"),
-    lambda job: MethodError(job.work.method, "license expired"),
-    lambda job: TasksDeniedError(job.work.method, "access denied to tasks", ids_of(job)[:1]),
-    lambda job: TasksDeniedError(job.work.method, "access denied to tasks"),
+FAULTS: list[Callable[[Job, list[int]], CtrlApiError]] = [
+    lambda _, __: RequestError("cut"),
+    lambda _, __: RequestError("not reached", sent=False),
+    lambda _, __: HttpError("HTTP 500", 500),
+    lambda _, __: HttpError("HTTP 503", 503),
+    lambda _, __: HttpError("HTTP 413", 413),
+    lambda _, __: ReplyError("cut short"),
+    lambda job, _: MethodError(job.work.method, "license expired"),
+    lambda job, ids: TasksDeniedError(job.work.method, "access denied to tasks", ids[:1]),
+    lambda job, _: TasksDeniedError(job.work.method, "access denied to tasks"),
 ]
 
 
@@ -345,7 +346,9 @@ def test_whatever_fails_each_task_has_one_outcome_and_no_stop_is_sent_blindly(
     world: dict[int, str], chunk: int, chance: random.Random, confirm: bool, collect: bool
 ) -> None:
     def fault(job: Job) -> CtrlApiError | None:
-        return chance.choice(FAULTS)(job) if chance.random() < 0.3 else None
+        return (
+            chance.choice(FAULTS)(job, ids_of(drive.plan, job)) if chance.random() < 0.3 else None
+        )
 
     drive = Drive(
         world, chance, chunk=chunk, mangle=True, fault=fault, confirm=confirm, collect=collect
@@ -384,7 +387,7 @@ def test_at_any_moment_all_is_accounted_for(
         counts[StopResult.NOT_SENT] -= len(under_way)
         counts[StopResult.UNCONFIRMED] += len(under_way)
         assert report.counts == counts
-    stops = {n for job in drive.flying if job.work is Work.STOP for n in ids_of(job)}
+    stops = {n for job in drive.flying if job.work is Work.STOP for n in ids_of(drive.plan, job)}
     drive.plan.close("the deadline")
     end = drive.ledger.report(StopStats(), {})
     assert list(end) == list(world)
@@ -406,8 +409,7 @@ def planned(chunk: int, count: int, **options: Any) -> StopPlan:
 
 
 def answered(plan: StopPlan, job: Job, status: str = "Running") -> None:
-    plan.launch(job)
-    (call,) = job.calls
+    (call,) = plan.launch(job)
     assert isinstance(call.task_ids, list)
     assert plan.answered(job, [Answer([Row(n, status) for n in call.task_ids])]) == []
 
@@ -471,13 +473,13 @@ def test_all_active_is_whatever_the_server_names() -> None:
     plan.source_open = False
     job = plan.pick()
     assert job is not None
-    assert job.calls == [Call(2, ALL_ACTIVE)]
+    assert plan.calls(job) == [Call(2, ALL_ACTIVE)]
     plan.launch(job)
     rows = [Row(9, "Running"), Row(5, "Scheduled"), Row(7, "Running"), Row(9, "Completed")]
     plan.answered(job, [Answer(rows)])
     stop = plan.pick()
     assert stop is not None
-    assert stop.calls == [Call(2, [7])]
+    assert plan.calls(stop) == [Call(2, [7])]
     answered(plan, stop, STOP_SENT)
     assert plan.pick() is None
     report = ledger.report(StopStats(), {})
@@ -509,7 +511,7 @@ def test_a_row_that_says_nothing_is_a_malformed_reply_that_says_where() -> None:
     plan.launch(job)
     answer = Answer([Row(0, "Running"), Row(1)], where="$.reply[3].result")
     [(again, error)] = plan.answered(job, [answer])
-    assert ids_of(again) == [0, 1]
+    assert ids_of(plan, again) == [0, 1]
     assert isinstance(error, ReplyError)
     assert error.where == "$.reply[3].result[1]"
 
@@ -528,36 +530,37 @@ def test_the_words_beside_a_result_tell_why_a_row_is_missing() -> None:
 # --- The pool -------------------------------------------------------------------------------------
 
 
-def project_first(item: tuple[int, int]) -> int:
-    return item[0]
+ranges = st.builds(
+    lambda start, size: range(start, start + size), st.integers(0), st.integers(0, 9)
+)
+
+
+def listed(places: Any) -> list[int]:
+    assert isinstance(places, range | list)
+    return list(places)
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers()))),
+    st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers()) | ranges)),
     st.lists(st.integers(1, 9)),
-    st.integers(0, 3),
 )
 def test_a_pool_gives_back_what_it_got_in_order(
-    parts: list[tuple[int, list[int]]], limits: list[int], gone: int
+    parts: list[tuple[int, list[int] | range]], limits: list[int]
 ) -> None:
     pool = Pool()
     inside: list[tuple[int, int]] = []
-    for project_id, task_ids in parts:
-        pool.add(project_id, list(task_ids))
-        inside += [(project_id, n) for n in task_ids]
+    for project_id, places in parts:
+        pool.add(project_id, places)
+        inside += [(project_id, n) for n in places]
     for limit in limits:
-        calls = pool.take(limit)
         taken, inside = inside[:limit], inside[limit:]
-        assert calls == [
-            Call(project, [n for mine, n in taken if mine == project])
+        assert [(project_id, listed(places)) for project_id, places in pool.take(limit)] == [
+            (project, [n for mine, n in taken if mine == project])
             for project in dict.fromkeys(mine for mine, _ in taken)
         ]
         assert pool.size == len(inside)
-    assert pool.withdraw(gone) == [n for project, n in inside if project == gone]
-    inside = [(project, n) for project, n in inside if project != gone]
-    assert pool.size == len(inside)
-    left = [(c.project_id, n) for calls in pool.take_all(1) for c in calls for n in c.task_ids]  # type: ignore[union-attr]
-    assert sorted(left, key=project_first) == sorted(inside, key=project_first)
+    left = [(project, n) for [(project, places)] in pool.take_all(1) for n in listed(places)]
+    assert left == inside
 
 
 # --- What an error means --------------------------------------------------------------------------
@@ -624,7 +627,7 @@ def test_what_a_dead_project_still_answers_is_not_stopped() -> None:
     plan.answered(first, [GONE])
     plan.answered(second, [Answer([Row(22, "Running"), Row(23, "Completed")])])
     while job := plan.pick():
-        assert [call.project_id for call in job.calls] == [3]
+        assert [call.project_id for call in plan.calls(job)] == [3]
         answered(plan, job, "Completed")
     plan.close("")
     outcomes = said(plan._ledger.report(StopStats()))
@@ -652,11 +655,11 @@ def test_a_job_of_two_projects_goes_on_for_the_one_that_lives() -> None:
     assert first is not None
     plan.launch(first)
     plan.failed(other, RequestError("no answer"))
-    assert [call.project_id for call in first.calls] == [2]
+    assert [call.project_id for call in plan.calls(first)] == [2]
     plan.answered(first, [GONE])
     second = plan.pick()
     assert second is not None
-    assert [call.project_id for call in second.calls] == [3]
+    assert [call.project_id for call in plan.calls(second)] == [3]
 
 
 def test_a_waiting_job_loses_only_the_project_that_died() -> None:
@@ -675,7 +678,7 @@ def test_a_waiting_job_loses_only_the_project_that_died() -> None:
     plan.answered(last, [GONE])  # while 20, 21 and 22 beside 30 wait
     rest = plan.pick()
     assert rest is not None
-    assert rest.calls == [Call(3, [30])]
+    assert plan.calls(rest) == [Call(3, [30])]
     assert plan.pick() is None
 
 
