@@ -382,10 +382,14 @@ class StopRun(AsyncIterator[StopOutcome]):
 
     # --- the workers --------------------------------------------------------------------------
 
-    def _staff(self) -> None:
-        """See to it that all that can be done now is being done, and end when all is done."""
+    def _staff(self) -> int:
+        """See to it that all that can be done now is being done, and end when all is done.
+
+        Returns:
+            How many jobs there are to be picked.
+        """
         if self._done.is_set():
-            return
+            return 0
         self._news.set()
         self._room.set()
         plan = self._plan
@@ -409,10 +413,12 @@ class StopRun(AsyncIterator[StopOutcome]):
             self._after("poll", min(self._pause, self._time_left()), self._poll)
         if not (self._tasks or polled) or (plan.doom is not None and not plan.flying):
             self.end(None)
+        return ready
 
     async def _work(self) -> None:
         """Carry out one job after the other, each picked when a slot is there for it."""
-        while self._plan.pickable(self._pace.ceiling):
+        ready = 1
+        while ready:
             async with self._pace:
                 self._idle -= 1
                 job = self._plan.pick(self._pace.ceiling)
@@ -420,7 +426,7 @@ class StopRun(AsyncIterator[StopOutcome]):
             self._idle += 1
             for repeat in repeats:
                 self._spawn(self._persist(repeat))
-            self._staff()
+            ready = self._staff()
         self._idle -= 1
         self._workers -= 1
 

@@ -175,10 +175,9 @@ def expect_int(name: str, value: object, least: int = 0) -> int:
 def expect_ids(task_ids: list[Any]) -> list[int]:
     """Give ints from 0 to 2**63 - 1, plain ones, in a list; raises as `expect_int` does."""
     try:
-        convert(task_ids, _TaskIds)
+        return convert(task_ids, _TaskIds)
     except ValidationError:
-        list(map(partial(expect_int, "a task id"), task_ids))  # says which, and why
-    return task_ids if {int}.issuperset(map(type, task_ids)) else list(map(int, task_ids))
+        return list(map(partial(expect_int, "a task id"), task_ids))  # says which, and why
 
 
 def expect_seconds(name: str, value: object) -> float:

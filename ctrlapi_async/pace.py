@@ -61,7 +61,9 @@ class Pace:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._give_back()
+        self._taken -= 1
+        if self._waiters:
+            self._hand_out()
 
     def now(self) -> float:
         """Give the running loop's time in seconds."""

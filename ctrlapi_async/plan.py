@@ -244,13 +244,10 @@ class StopPlan:
         Args:
             ceiling: Task ids a request that the server is known to take.
         """
-        limit = self._limit(ceiling)
+        limit = min(self.chunk, ceiling or self.chunk)
         while (job := self._next(limit)) is not None and not self._still_wanted(job):
             pass
         return job
-
-    def _limit(self, ceiling: int | None) -> int:
-        return min(self.chunk, ceiling or self.chunk)
 
     def _next(self, limit: int) -> Job | None:
         if self.doom:
@@ -275,6 +272,8 @@ class StopPlan:
 
     def _still_wanted(self, job: Job) -> bool:
         """Take out of a job what need not be asked any more; tell if something is left."""
+        if not (self._dead_projects or self._unwanted):
+            return True
         if self._dead_projects:
             parts, job.parts = job.parts, []
             for part in parts:
@@ -299,7 +298,7 @@ class StopPlan:
         """Count the jobs that `pick` could give now."""
         if self.doom:
             return 0
-        limit = self._limit(ceiling)
+        limit = min(self.chunk, ceiling or self.chunk)
         fed, rest = divmod(self._fed.size, limit)
         return (
             self._running.size // limit

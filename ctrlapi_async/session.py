@@ -415,9 +415,9 @@ class ControlSession:
     ) -> _Answers:
         """Send one request of a run; `rows`, if given, takes in the whole rows of the reply."""
         return await self._exchange(
-            [(method, wire.task_params(*_on_wire(call))) for call in calls],
+            [(method, wire.task_params(project_id, task_ids)) for project_id, task_ids in calls],
             _ROWS[method],
-            size=sum(len(_on_wire(call)[1]) for call in calls),
+            size=sum([1 if ids is ALL_ACTIVE else len(ids) for _, ids in calls]),
             rows=rows,
         )
 
@@ -502,11 +502,6 @@ def stopping_across(
 
 
 _Answers = list[wire.Answer[list[wire.Row]] | CtrlApiError]
-
-
-def _on_wire(call: Call) -> tuple[int, list[int] | str]:
-    task_ids = call.task_ids
-    return call.project_id, task_ids.value if isinstance(task_ids, AllActive) else task_ids
 
 
 def _targets(project_id: int, task_ids: AnyTaskIds) -> Targets:

@@ -25,7 +25,9 @@ from ctrlapi_async.errors import (
 from ctrlapi_async.models import MAX_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from ctrlapi_async.models import AllActive
 
 T = TypeVar("T")
 
@@ -136,11 +138,10 @@ class ReplyDecoder(Generic[T]):
             return [method_error(method, refusal) for method in methods]
         if reply.reply is msgspec.UNSET:
             raise ReplyError("no `reply`", "$", excerpt(body))
+        found = _by_call(entries, methods, first_id, body)
         return [
             self._answer(method, entry, place, body)
-            for method, (place, entry) in zip(
-                methods, _by_call(entries, methods, first_id, body), strict=True
-            )
+            for method, (place, entry) in zip(methods, found, strict=True)
         ]
 
     @staticmethod
@@ -185,9 +186,11 @@ def encode(
     )
 
 
-def task_params(project_id: int, task_ids: Sequence[int] | str) -> dict[str, Any]:
+def task_params(project_id: int, task_ids: list[int] | AllActive) -> dict[str, Any]:
     """Give the params of TaskStatus and TaskStop: one id goes bare, several as an array."""
-    ids = task_ids[0] if len(task_ids) == 1 else task_ids
+    ids: object = task_ids
+    if isinstance(task_ids, list) and len(task_ids) == 1:
+        [ids] = task_ids
     return {"project_id": project_id, "task_ids": ids}
 
 
@@ -273,10 +276,11 @@ def _plain(body: bytes, entries: list[Entry[Any]]) -> bool:
 
 def _by_call(
     entries: list[Entry[T]], methods: Sequence[str], first_id: int, body: bytes
-) -> Iterator[tuple[int, Entry[T] | None]]:
+) -> list[tuple[int, Entry[T] | None]]:
     """Find the entry of each call: by `id`, and where that is not echoed by method and order."""
     by_id: dict[int, tuple[int, Entry[T]]] = {}
     nameless: list[tuple[int, Entry[T]]] = []
+    by_call: list[tuple[int, Entry[T] | None]] = []
     for place, entry in enumerate(entries):
         if entry.id is None:
             nameless.append((place, entry))
@@ -296,7 +300,8 @@ def _by_call(
                 f"$.reply[{found[0]}].method",
                 excerpt(body),
             )
-        yield found or (0, None)
+        by_call.append(found or (0, None))
+    return by_call
 
 
 def _reply_error(error: Exception, body: bytes) -> ReplyError:
