@@ -214,8 +214,8 @@ class Batching:
     """How a session packs task ids into requests.
 
     Args:
-        chunk_size: Task ids a request at most; None fits it to the number of ids:
-            a sixteenth of them, but 100 at least and 1,000 at most, and 500 where the
+        chunk_size: Task ids a request at most; None fits it to the number of ids, so that all
+            checks are in flight at once: 100 at least and 1,000 at most, and 500 where the
             number is not known beforehand.
         max_concurrency: Requests of the session in flight at most.
         linger: Seconds that single stops (`ControlSession.stop`) wait for others to go with;
@@ -234,7 +234,7 @@ class Batching:
         """Give the task ids a request for `count` ids, or for an unknown number (None)."""
         if self.chunk_size is not None:
             return self.chunk_size
-        return 500 if count is None else min(max(-(-count // 16), 100), 1000)
+        return 500 if count is None else min(max(-(-count // self.max_concurrency), 100), 1000)
 
 
 @frozen

@@ -222,7 +222,7 @@ async def test_the_table_groups_tasks_and_names_those_that_need_a_person(
         ["not found", "5", "7, 9, 11-13: Task does not exist"],
     ]
     assert re.fullmatch(
-        r"2,010 tasks in \d\.\d\d s, 16 TaskStatus requests and 16 TaskStop requests",
+        r"2,010 tasks in \d\.\d\d s, 8 TaskStatus requests and 8 TaskStop requests",
         footer[0],
     )
     assert ESCAPE not in result.out

@@ -139,11 +139,14 @@ def test_what_is_out_of_range_is_named(
     assert repr(value) in str(caught.value)
 
 
-@given(st.integers(0, 10**7))
-def test_a_chunk_that_is_not_given_fits_the_number_of_ids(count: int) -> None:
-    chunk = Batching().chunk_for(count)
+@given(st.integers(0, 10**5), st.integers(1, 100))
+def test_a_chunk_that_is_not_given_fits_the_number_of_ids(count: int, at_once: int) -> None:
+    batching = Batching(max_concurrency=at_once)
+    chunk = batching.chunk_for(count)
     assert 100 <= chunk <= 1000
-    assert Batching().chunk_for(count + 1) >= chunk
+    assert batching.chunk_for(count + 1) >= chunk
+    if 100 < chunk < 1000:  # all checks fit in at once, and no smaller chunk would do
+        assert chunk * at_once >= count > (chunk - 1) * at_once
     assert Batching(chunk_size=7).chunk_for(count) == 7
 
 
