@@ -78,10 +78,11 @@ class StopReport(Mapping[int, StopOutcome]):
         return cls(Roll.of(codes), tuple(numbers), stats or StopStats())
 
     def __getitem__(self, task_id: int) -> StopOutcome:
-        place = self._roll.place(task_id)
+        roll = self._roll
+        place = roll.place(task_id)
         if place is None:
             raise KeyError(task_id)
-        return self._verdicts[self._roll.codes[place]].outcome(self._roll.ids[place])
+        return self._verdicts[roll.codes[place]].outcome(task_id)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._roll.ids)
