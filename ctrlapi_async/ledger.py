@@ -30,6 +30,7 @@ class Ledger:
     """
 
     def __init__(self, *, collect: bool) -> None:
+        self.collect = collect
         self._roll = Roll() if collect else Window()
         self._verdicts: dict[int, Verdict] = {}
         self._numbers: dict[tuple[Verdict, bool], int] = {}

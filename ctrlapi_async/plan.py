@@ -48,7 +48,7 @@ MAX_CALLS: Final = 1000
 
 
 MAX_ERRORS: Final = 100
-"""Different errors of one kind that are kept for the end."""
+"""Different errors of one kind that are kept for the end where no report is."""
 
 
 class Work(Enum):
@@ -506,7 +506,7 @@ class StopPlan:
     def note(self, error: Exception) -> None:
         """Keep an error for the end, once if the same comes again and again."""
         noted = self._noted.setdefault(type(error), set())
-        if str(error) not in noted and len(noted) < MAX_ERRORS:
+        if str(error) not in noted and (self._ledger.collect or len(noted) < MAX_ERRORS):
             noted.add(str(error))
             self.errors.append(error)
 

@@ -24,7 +24,17 @@ from ctrlapi_async import (
     TaskStatus,
 )
 from ctrlapi_async.ledger import Ledger
-from ctrlapi_async.plan import Call, Job, Pool, StopPlan, Work, dooms, passes, undone
+from ctrlapi_async.plan import (
+    MAX_ERRORS,
+    Call,
+    Job,
+    Pool,
+    StopPlan,
+    Work,
+    dooms,
+    passes,
+    undone,
+)
 from ctrlapi_async.wire import STOP_SENT, Answer, Row
 
 if TYPE_CHECKING:
@@ -688,3 +698,14 @@ def test_a_job_that_pauses_when_its_project_dies_is_not_done_again() -> None:
     plan.answered(first, [GONE])
     assert not plan.recall(repeat.job)
     assert said(plan._ledger.report(StopStats()))[22][1] is StopResult.NOT_SENT
+
+
+@pytest.mark.parametrize("collect", [False, True])
+def test_errors_are_kept_once_each_and_without_a_report_a_hundred_of_a_kind(collect: bool) -> None:
+    plan = StopPlan(Ledger(collect=collect))
+    for _ in range(2):
+        for number in range(3 * MAX_ERRORS):
+            plan.note(RequestError(f"fault {number}"))
+        plan.note(ValueError("of another kind"))
+    kinds = Counter(map(type, plan.errors))
+    assert kinds == {RequestError: 3 * MAX_ERRORS if collect else MAX_ERRORS, ValueError: 1}
