@@ -154,7 +154,8 @@ def _without_answer(
     outcome: StopOutcome, errors: Sequence[Exception], stats: StopStats
 ) -> StopIncompleteError:
     """Give the part of a run's error that is about one task."""
-    causes = [cause for cause in errors if words_of(cause) == outcome.error]
+    words = f"{outcome.error}; "  # of a lost stop they go on with what was heard of it later
+    causes = [cause for cause in errors if words.startswith(f"{words_of(cause)}; ")]
     return StopIncompleteError(
         f"task {outcome.task_id} is without an answer",
         causes or errors,

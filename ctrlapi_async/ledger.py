@@ -136,14 +136,16 @@ class Ledger:
         else:
             self._roll.put_all(places, code)
 
-    def amend(self, places: Places, change: Callable[[Verdict], Verdict]) -> None:
-        """Give the task in each place a final verdict made of the one it has."""
+    def amend(
+        self, places: Places, change: Callable[[Verdict], Verdict], *, final: bool = True
+    ) -> None:
+        """Give the task in each place a verdict made of the one it has."""
         was = self._roll.codes_at(places)
         codes: dict[int, int] = {}
         for code in set(was):
             verdict = change(self._verdicts[code])
             codes[code] = self.code(
-                verdict.project_id, verdict.result, verdict.status, verdict.error
+                verdict.project_id, verdict.result, verdict.status, verdict.error, final=final
             )
         self.move(places, list(map(codes.__getitem__, was)))
 

@@ -477,8 +477,11 @@ class StopPlan:
         """
         words = words_of(self.doom) if self.doom else words
         for job in self._doubtful():
+            if job.lost is not None:
+                self.note(job.lost)
             for part in job.parts:
-                self._unconfirm(part, words_of(job.lost) if job.lost else words)
+                # Without a report, too, it shall be known which they are.
+                self._unconfirm(part, words_of(job.lost) if job.lost else words, final=False)
         if self.doom is not None and (self.listing or self._ledger.unanswered):
             self.note(self.doom)
         self._lost.clear()
@@ -801,13 +804,15 @@ class StopPlan:
         self.note(error)
         self._amend(part, StopResult.NOT_SENT, words_of(error))
 
-    def _unconfirm(self, part: Part, words: str) -> None:
-        self._amend(part, StopResult.UNCONFIRMED, words)
+    def _unconfirm(self, part: Part, words: str, *, final: bool = True) -> None:
+        self._amend(part, StopResult.UNCONFIRMED, words, final=final)
 
-    def _amend(self, part: Part, result: StopResult, words: str) -> None:
+    def _amend(self, part: Part, result: StopResult, words: str, *, final: bool = True) -> None:
         """Give tasks a last verdict, with the status that they were last seen with."""
         self._ledger.amend(
-            _listed(part), lambda verdict: evolve(verdict, result=result, error=words)
+            _listed(part),
+            lambda verdict: evolve(verdict, result=result, error=words),
+            final=final,
         )
 
     def _finish(self, part: Part) -> None:
