@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from ctrlapi_async.models import StopOutcome, StopResult, StopStats, TaskStatus
 from ctrlapi_async.report import StopReport, Verdict
@@ -159,6 +159,7 @@ class Ledger:
         """Let go of texts that nobody needs any more: a server may have no end of them."""
         if len(self._verdicts) <= self._texts:
             return
+        population = cast("Counter[int]", self._population)
         needed = {code for _, code in self._roll.entries()} | self._open
         for _, codes in self._announced:
             needed.update([codes] if isinstance(codes, int) else codes)
@@ -166,8 +167,7 @@ class Ledger:
             plain = verdict.error is None and isinstance(verdict.status, TaskStatus | None)
             if not plain and number not in needed:
                 del self._numbers[verdict, final], self._verdicts[number]
-                if self._population is not None:
-                    self._gone[verdict.result] += self._population.pop(number, 0)
+                self._gone[verdict.result] += population.pop(number, 0)
         self._texts = 2 * len(self._verdicts) + TEXTS
 
     def _announce(self, places: Places, codes: Sequence[int] | int) -> None:
