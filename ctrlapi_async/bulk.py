@@ -437,12 +437,19 @@ class StopRun(AsyncIterator[StopOutcome]):
         try:
             answers = await self._send(job.work.method, calls)
         except CtrlApiError as error:
+            self._quit_if_over()
             repeats = self._plan.failed(job, error)
         else:
+            self._quit_if_over()
             repeats = self._plan.answered(job, answers)
         if job.work in (Work.STOP, Work.SETTLE):
             self._last_stop = self._pace.now()
         return repeats
+
+    def _quit_if_over(self) -> None:
+        """Leave a task whose cancellation the HTTP client took for that of its own time limit."""
+        if self._done.is_set():
+            raise asyncio.CancelledError
 
     async def _persist(self, repeat: Repeat) -> None:
         """Send a job again, with pauses in which it holds no slot, until it is done or given up."""

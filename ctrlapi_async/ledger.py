@@ -160,7 +160,7 @@ class Ledger:
         if len(self._verdicts) <= self._texts:
             return
         population = cast("Counter[int]", self._population)
-        needed = {code for _, code in self._roll.entries()} | self._open
+        needed = set(self._open)  # and so all that the tasks have which are held
         for _, codes in self._announced:
             needed.update([codes] if isinstance(codes, int) else codes)
         for (verdict, final), number in list(self._numbers.items()):

@@ -38,7 +38,7 @@ from ctrlapi_async.errors import (
 from ctrlapi_async.models import ALL_ACTIVE, AllActive, StopResult, TaskStatus, parse_status
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ctrlapi_async.ledger import Ledger
     from ctrlapi_async.roll import Places
@@ -208,6 +208,8 @@ class StopPlan:
         self._pending = Pool()
         self._stopped = Pool()
         self._ready: deque[Job] = deque()
+        # Those that ask again what was asked before: all others go before them.
+        self._later: deque[Job] = deque()
         # With the calls that went out.
         self._flying: dict[Job, list[Call]] = {}
         # Those that pause before they are done again.
@@ -255,20 +257,22 @@ class StopPlan:
         if self._running.size >= limit:
             return Job(Work.STOP, self._running.take(limit))
         if self._ready:
-            while (job := self._ready.popleft()).size > limit:
-                self._lost.discard(job)
-                self._ready.extendleft(map(self._keep_lost, _halves(job)))
-            return job
+            return self._first_of(self._ready, limit)
         if self._fed.size >= limit or (self._fed.size and not self.source_open):
             return Job(self._first, self._fed.take(limit))
         if self._tail:
             return Job(Work.STOP, self._running.take(limit))
-        return None
+        return self._first_of(self._later, limit) if self._later else None
+
+    def _first_of(self, queue: deque[Job], limit: int) -> Job:
+        while (job := queue.popleft()).size > limit:
+            self._lost.discard(job)
+            queue.extendleft(map(self._keep_lost, _halves(job)))
+        return job
 
     def forget(self, task_id: int) -> None:
         """Leave a task alone from now on, unless its stop was sent already."""
-        if (place := self._ledger.place(task_id)) is not None:
-            self._unwanted.add(place)
+        self._unwanted.add(task_id)
 
     def _still_wanted(self, job: Job) -> bool:
         """Take out of a job what need not be asked any more; tell if something is left."""
@@ -285,7 +289,7 @@ class StopPlan:
             dropped = RequestError("nobody waits for it any more", sent=False)
             parts, job.parts = job.parts, []
             for part in parts:
-                unwanted, wanted = _divided(part, self._unwanted)
+                unwanted, wanted = self._divided(part, self._unwanted)
                 if unwanted:
                     self._fail(Part(part.project_id, unwanted), dropped)
                 if wanted or part.places is ALL_ACTIVE:
@@ -293,6 +297,14 @@ class StopPlan:
         if not job.parts:
             self._lost.discard(job)
         return bool(job.parts)
+
+    def _divided(self, part: Part, chosen: set[int]) -> tuple[list[int], list[int]]:
+        """Divide the tasks of a part into those whose ids are chosen and the others."""
+        places = _listed(part)
+        known = list(zip(places, self._ledger.ids(places), strict=True))
+        return [place for place, n in known if n in chosen], [
+            place for place, n in known if n not in chosen
+        ]
 
     def pickable(self, ceiling: int | None = None) -> int:
         """Count the jobs that `pick` could give now."""
@@ -303,6 +315,7 @@ class StopPlan:
         return (
             self._running.size // limit
             + len(self._ready)
+            + len(self._later)
             + fed
             + (rest > 0 and not self.source_open)
             + self._tail
@@ -329,13 +342,13 @@ class StopPlan:
 
     def recheck(self) -> None:
         """Check the pending tasks again."""
-        self._ready.extend(
+        self._later.extend(
             Job(Work.CHECK, parts, fresh=False) for parts in self._pending.take_all(self.chunk)
         )
 
     def follow(self) -> None:
         """Ask what became of the tasks that were stopped."""
-        self._ready.extend(
+        self._later.extend(
             Job(Work.CONFIRM, parts, fresh=False) for parts in self._stopped.take_all(self.chunk)
         )
 
@@ -398,12 +411,12 @@ class StopPlan:
 
     @property
     def _jobs(self) -> Iterator[Job]:
-        return chain(self._ready, self._flying, self._resting)
+        return chain(self._ready, self._later, self._flying, self._resting)
 
     @property
     def backlog(self) -> int:
         """How many tasks wait for a request, those that wait for another one included."""
-        waiting = chain(self._ready, self._resting)
+        waiting = chain(self._ready, self._later, self._resting)
         return self._fed.size + self._running.size + sum(job.size for job in waiting)
 
     def recall(self, job: Job) -> bool:
@@ -487,9 +500,12 @@ class StopPlan:
         self._lost.clear()
         self._flying.clear()
         self._resting.clear()
+        dead = {project_id: words_of(error) for project_id, error in self._dead_projects.items()}
         self._ledger.reword(
             lambda verdict: (
-                evolve(verdict, error=words) if verdict.result is StopResult.NOT_SENT else verdict
+                evolve(verdict, error=dead.get(verdict.project_id, words))
+                if verdict.result is StopResult.NOT_SENT
+                else verdict
             )
         )
 
@@ -658,9 +674,9 @@ class StopPlan:
         if job.work is Work.SETTLE:  # they are still running
             stop = evolve(job, work=Work.STOP, attempt=job.stops)
             return self._repeat(stop, cast("CtrlApiError", job.lost))
-        task_id = self._ledger.ids(_listed(job.parts[0]))[0]
-        silent = ReplyError(f"no word of task {task_id} in the reply to TaskStop", where)
-        self._settle(job, job.lost or silent)
+        self._settle(
+            job, job.lost or ReplyError("no word of some tasks in the reply to TaskStop", where)
+        )
         return []
 
     def _settle(self, job: Job, error: CtrlApiError) -> None:
@@ -745,8 +761,7 @@ class StopPlan:
         if isinstance(error, ProjectNotFoundError | UserUnavailableError):
             self._end_project(job, error)
         elif isinstance(error, TasksDeniedError) and not isinstance(part.places, AllActive):
-            named = {self._ledger.place(task_id) for task_id in error.task_ids}
-            denied, rest = _divided(part, named)
+            denied, rest = self._divided(part, set(error.task_ids))
             if job.size == 1 or (job.work.method in self._exact and not rest):
                 self._deny(job, part, error)
             elif denied and rest:
@@ -866,15 +881,6 @@ def _joined(one: Places, other: Places) -> Places:
     if isinstance(one, range) and isinstance(other, range) and one.stop == other.start:
         return range(one.start, other.stop)
     return [*one, *other]
-
-
-def _divided(part: Part, chosen: Container[int | None]) -> tuple[list[int], list[int]]:
-    """Divide the tasks of a part into those chosen and the others."""
-    places = _listed(part)
-    return (
-        [place for place in places if place in chosen],
-        [place for place in places if place not in chosen],
-    )
 
 
 def _halves(job: Job) -> tuple[Job, Job]:

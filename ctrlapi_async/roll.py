@@ -70,13 +70,14 @@ class Roll:
             return self._index.get(task_id)  # type: ignore[call-overload, no-any-return]
         ids = self.ids
         try:
-            # Ids that a server counts out often have no gaps.
-            place: int = task_id - ids[0]  # type: ignore[operator]
-            if 0 <= place < len(ids) and ids[place] == task_id:
-                return place
+            if isinstance(task_id, int):
+                # Ids that a server counts out often have no gaps.
+                place = task_id - ids[0]
+                if 0 <= place < len(ids) and ids[place] == task_id:
+                    return place
             place = bisect_left(ids, task_id)  # type: ignore[call-overload]
             return place if ids[place] == task_id else None
-        except (IndexError, TypeError):  # behind the last one, or nothing like an id
+        except (IndexError, TypeError, ValueError):  # behind the last one, or nothing like an id
             return None
 
     def ids_at(self, places: Places) -> list[int]:

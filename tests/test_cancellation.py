@@ -1056,3 +1056,29 @@ async def test_ctrl_c_leaves_nothing_to_complain_of(
     for word in (b"Warning", b"destroyed", b"never retrieved", b"Unclosed", b"Exception ignored"):
         assert word not in err
     await gone(api)
+
+
+@pytest.mark.parametrize("method", ["TaskStatus", "TaskStop"])
+async def test_a_time_limit_that_strikes_together_with_the_deadline(
+    api: ControlApiSimulator, method: str
+) -> None:
+    api.add_tasks(range(1, 11))
+    gate = api.hold(method)
+    loop = asyncio.get_running_loop()
+    late = 0.0
+    clock = loop.time
+    loop.time = lambda: clock() + late  # type: ignore[method-assign]
+    try:
+        async with ControlSession(api.url, 1, retry=SOON, request_timeout=1000) as session:
+            async with session.stopping(2, range(1, 11), timeout=2000) as run:
+                await api.wait_until(lambda: gate.held > 0)
+                late = 3000.0  # both are over now, the request's first
+                await api.wait_until(lambda: gate.held == 0)
+                with pytest.raises(StopIncompleteError) as caught:
+                    await run.wait()
+            known = StopResult.NOT_SENT if method == "TaskStatus" else StopResult.UNCONFIRMED
+            assert run.counts[known] == len(run.report.ids(known)) == 10
+            assert any(isinstance(cause, TimeoutError) for cause in caught.value.exceptions)
+    finally:
+        loop.time = clock  # type: ignore[method-assign]
+    await gone(api)

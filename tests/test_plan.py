@@ -709,3 +709,45 @@ def test_errors_are_kept_once_each_and_without_a_report_a_hundred_of_a_kind(coll
         plan.note(ValueError("of another kind"))
     kinds = Counter(map(type, plan.errors))
     assert kinds == {RequestError: 3 * MAX_ERRORS if collect else MAX_ERRORS, ValueError: 1}
+
+
+@pytest.mark.parametrize("again", ["confirm", "watch"])
+def test_what_is_asked_again_goes_after_what_was_never_asked(again: str) -> None:
+    plan = planned(1, 3, **{again: True})
+    plan.source_open = False
+    first = plan.pick()
+    assert first is not None
+    answered(plan, first, "Running" if again == "confirm" else "Scheduled")
+    if again == "confirm":
+        stop = plan.pick()
+        assert stop is not None
+        answered(plan, stop, STOP_SENT)
+    plan.recheck()
+    plan.follow()
+    places = []
+    while job := plan.pick():
+        places.append([call.task_ids for call in plan.launch(job)])
+    assert places == [[[1]], [[2]], [[0]]]
+
+
+def test_a_task_may_be_forgotten_before_it_is_fed() -> None:
+    plan = StopPlan(ledger := Ledger(collect=True))
+    plan.chunk = 2
+    plan.forget(1)
+    plan.feed(2, [0, 1])
+    job = plan.pick()
+    assert job is not None
+    assert plan.calls(job) == [Call(2, [0])]
+    assert ledger.report(StopStats())[1].error == "nobody waits for it any more"
+
+
+def test_what_is_known_of_a_dead_project_is_said_of_all_its_tasks_at_any_end() -> None:
+    plan, first, _ = two_projects()
+    plan.answered(first, [GONE])
+    plan.close("the deadline")
+    outcomes = plan._ledger.report(StopStats())
+    assert {n: outcomes[n].error for n in (20, 22, 30)} == {
+        20: "project 2 does not exist",
+        22: "project 2 does not exist",
+        30: "the deadline",
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,3 +118,11 @@ def test_what_is_no_id_has_no_place(stranger: object, task_ids: list[int]) -> No
     roll = Roll()
     roll.add(task_ids, 0)
     assert roll.place(stranger) is None
+
+
+@pytest.mark.parametrize("task_ids", [[4, 5, 6], [6, 5, 4], [2, 5, 9]])
+@pytest.mark.parametrize("alike", [5.0, Decimal(5)])
+def test_what_equals_an_id_is_found(task_ids: list[int], alike: object) -> None:
+    roll = Roll()
+    roll.add(task_ids, 0)
+    assert roll.place(alike) == task_ids.index(5)

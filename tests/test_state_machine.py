@@ -257,7 +257,8 @@ class Machine(RuleBasedStateMachine):
         self.paused: list[Repeat] = []
         self.doom_words: set[str] = set()
         self.closed = self.cut_short = self.blamed = False
-        self.moves = self.stars = self.forgotten = 0
+        self.moves = self.stars = 0
+        self.forgotten: set[int] = set()
         self.serial = count(1)
         self.end: dict[int, StopOutcome] | None = None
 
@@ -318,7 +319,9 @@ class Machine(RuleBasedStateMachine):
                 assert not self.collect
                 if account.outcome is None:
                     self.former.setdefault(task_id, deque()).append(account)
-            self.accounts[task_id] = Account(clear=self.first is Work.STOP)
+            self.accounts[task_id] = Account(
+                clear=self.first is Work.STOP, unwanted=task_id in self.forgotten
+            )
             self.asked.append(task_id)
 
     @precondition(still_open)
@@ -488,14 +491,13 @@ class Machine(RuleBasedStateMachine):
         assert not self.plan.has_stopped
         assert not self.plan.confirming
 
-    @precondition(lambda self: self.asked and self.forgotten < 5 and not self.closed)
+    @precondition(lambda self: self.asked and len(self.forgotten) < 5 and not self.closed)
     @rule(number=st.integers(0, 60))
     def forget(self, number: int) -> None:
         unsure = [task_id for task_id in self.asked if self.accounts[task_id].unsure]
         task_id = (unsure or self.asked)[number % len(unsure or self.asked)]
-        if self.ledger.place(task_id) is not None:
-            self.forgotten += 1
-            self.accounts[task_id].unwanted = True
+        self.forgotten.add(task_id)
+        self.accounts[task_id].unwanted |= self.ledger.place(task_id) is not None
         self.plan.forget(task_id)
 
     @precondition(still_open)
