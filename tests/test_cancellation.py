@@ -529,7 +529,7 @@ PATIENT = {"wait_pending": 50, "confirm": 50}
 SCENARIOS = {
     "calm": Scenario(calm, listed),
     "stormy": Scenario(stormy, listed),
-    "stormy stream": Scenario(stormy, streamed, {"confirm": 0.01}),
+    "stormy stream": Scenario(stormy, streamed, {"confirm": 0.01}, stride=2),
     "uncollected stream": Scenario(calm, streamed, {"collect": False}),
     "stormy uncollected stream": Scenario(stormy, streamed, {"collect": False}, stride=4),
     "patient uncollected stream": Scenario(

@@ -1043,7 +1043,7 @@ def test_in_any_order_of_events_each_task_has_the_outcome_that_its_news_demand()
         Machine,
         settings=settings(
             deadline=None,
-            max_examples=3 * settings().max_examples,
+            max_examples=2 * settings().max_examples,
             suppress_health_check=list(HealthCheck),
         ),
     )
