@@ -547,7 +547,7 @@ SCENARIOS = {
 @pytest.mark.parametrize(
     ("ending", "first", "stride"),
     # Nobody's time is over before the consumer's first step: it is in it that the time begins.
-    [("cancel", 0, 1), ("timeout", 1, 3), ("close", 0, 3), ("deadline", 1, 3)],
+    [("cancel", 0, 1), ("timeout", 1, 5), ("close", 0, 5), ("deadline", 1, 5)],
 )
 async def test_a_run_may_end_before_any_step(
     ending: str, first: int, stride: int, scenario: str, complaints: list[str]
