@@ -28,10 +28,7 @@ def reply(method: str, row: Callable[[int], str], ids: Sequence[int]) -> bytes:
     return f'{{"reply":[{{"method":"{method}","id":1,"result":[{rows}]}}]}}'.encode()
 
 
-DECODERS: Final = {
-    wire.TASK_STATUS: wire.ReplyDecoder[list[wire.Row]](list[wire.Row], list[wire.CheckedRow]),
-    wire.TASK_STOP: wire.ReplyDecoder[list[wire.Row]](list[wire.Row], list[wire.SentRow]),
-}
+CHECKS: Final = wire.ReplyDecoder[list[wire.Row]](list[wire.Row], list[wire.CheckedRow])
 CHECKED: Final = reply("TaskStatus", status_row, IDS)
 STOPPED: Final = reply("TaskStop", stop_row, RUNNING)
 
@@ -53,19 +50,28 @@ def test_encode(benchmark: BenchmarkFixture) -> None:
     assert benchmark(wire.encode, USER, calls)
 
 
-@pytest.mark.parametrize("body", [CHECKED, STOPPED], ids=["status", "stop"])
-def test_decode(benchmark: BenchmarkFixture, body: bytes) -> None:
-    """A reply is read."""
-    method = wire.TASK_STATUS if body is CHECKED else wire.TASK_STOP
-    [answer] = benchmark(DECODERS[method].decode, body, [method])
+def test_decode_status(benchmark: BenchmarkFixture) -> None:
+    """A reply to TaskStatus is read."""
+    [answer] = benchmark(CHECKS.decode, CHECKED, [wire.TASK_STATUS])
     assert isinstance(answer, wire.Answer)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["first", "later"])
+def test_decode_stop(benchmark: BenchmarkFixture, *, known: bool) -> None:
+    """A reply to TaskStop is read, the first one of its text or a later one."""
+    decoder = wire.StopDecoder()
+    [answer] = benchmark(
+        lambda: (decoder if known else wire.StopDecoder()).decode(STOPPED, [RUNNING])
+    )
+    assert isinstance(answer, wire.Answer)
+    assert answer.all_sent
 
 
 def test_plan(benchmark: BenchmarkFixture) -> None:
     """A chunk is fed, checked and stopped, from decoded replies to its last verdict."""
     answers = [
-        DECODERS[method].decode(body, [method])
-        for method, body in ((wire.TASK_STATUS, CHECKED), (wire.TASK_STOP, STOPPED))
+        CHECKS.decode(CHECKED, [wire.TASK_STATUS]),
+        wire.StopDecoder().decode(STOPPED, [RUNNING]),
     ]
 
     def run() -> Ledger:

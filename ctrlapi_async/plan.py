@@ -642,8 +642,7 @@ class StopPlan:
         """Book what became of stops; give those of which that is not known."""
         project_id, places = part.project_id, _listed(part)
         was = self._codes_of(project_id).running if job.lost is None else None
-        rows = answer.result
-        if rows and isinstance(rows[0], wire.SentRow) and [row.task_id for row in rows] == asked:
+        if answer.all_sent:
             self._sent(project_id, places, was)
             return []
         sent: list[int] = []

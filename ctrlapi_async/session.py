@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import AsyncIterable, Iterable, Mapping
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
 from ctrlapi_async import wire
 from ctrlapi_async.bulk import Options, StopRun, Targets
@@ -37,7 +37,7 @@ from ctrlapi_async.transport import Transport
 
 if TYPE_CHECKING:
     import ssl as tls
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     import aiohttp
@@ -51,10 +51,7 @@ T = TypeVar("T")
 TaskIds = int | Iterable[int] | AllActive
 AnyTaskIds = TaskIds | AsyncIterable[int]
 
-_ROWS: Final = {
-    wire.TASK_STATUS: wire.ReplyDecoder[list[wire.Row]](list[wire.Row], list[wire.CheckedRow]),
-    wire.TASK_STOP: wire.ReplyDecoder[list[wire.Row]](list[wire.Row], list[wire.SentRow]),
-}
+_CHECKS: Final = wire.ReplyDecoder[list[wire.Row]](list[wire.Row], list[wire.CheckedRow])
 _STATES: Final = wire.ReplyDecoder[list[dict[str, Any]]](list[dict[str, Any]])
 _ANYTHING: Final = wire.ReplyDecoder[Any](Any)
 
@@ -116,6 +113,7 @@ class ControlSession:
         self._retry = retry
         self._pace = Pace(batching.max_concurrency)
         self._ids = itertools.count(1)
+        self._stops = wire.StopDecoder()
         self._state = "is not entered yet: use `async with`"
         self._runs: set[StopRun] = set()
         self._gatherer = Gatherer(self._run, batching.linger)
@@ -174,7 +172,9 @@ class ControlSession:
 
         async def once() -> Any:  # noqa: ANN401
             async with self._pace:
-                [answer] = await self._exchange(calls, _ANYTHING, size=1)
+                [answer] = await self._exchange(
+                    calls, lambda body, first_id: _ANYTHING.decode(body, [method], first_id), size=1
+                )
             if isinstance(answer, CtrlApiError):
                 raise answer
             return answer.result
@@ -414,35 +414,48 @@ class ControlSession:
         self, method: str, calls: list[Call], rows: dict[int, dict[str, Any]] | None = None
     ) -> _Answers:
         """Send one request of a run; `rows`, if given, takes in the whole rows of the reply."""
+        asked = [task_ids for _, task_ids in calls]
+
+        def read(body: bytes, first_id: int) -> _Answers:
+            if method == wire.TASK_STOP:
+                # Only TaskStatus is called with "*".
+                return self._stops.decode(body, cast("list[list[int]]", asked), first_id)
+            methods = [method] * len(asked)
+            answers = _CHECKS.decode(body, methods, first_id)
+            if rows is not None:
+                for answer in _STATES.decode(body, methods, first_id):
+                    if isinstance(answer, wire.Answer):
+                        rows.update((row["task_id"], row) for row in answer.result)
+            return answers
+
         return await self._exchange(
             [(method, wire.task_params(project_id, task_ids)) for project_id, task_ids in calls],
-            _ROWS[method],
-            size=sum([1 if ids is ALL_ACTIVE else len(ids) for _, ids in calls]),
-            rows=rows,
+            read,
+            size=sum([1 if ids is ALL_ACTIVE else len(ids) for ids in asked]),
         )
 
     async def _exchange(
         self,
         calls: Sequence[tuple[str, Mapping[str, Any]]],
-        decoder: wire.ReplyDecoder[T],
+        read: Callable[[bytes, int], list[wire.Answer[T] | CtrlApiError]],
         *,
         size: int,
-        rows: dict[int, dict[str, Any]] | None = None,
     ) -> list[wire.Answer[T] | CtrlApiError]:
-        """Send one request once, in a slot that the caller holds, and heed what it says of pace."""
+        """Send one request once, in a slot that the caller holds, and heed what it says of pace.
+
+        Args:
+            calls: Method and params of each call.
+            read: Makes answers of the reply's body and the first call's `id`.
+            size: How many task ids the request carries.
+        """
         began = self._pace.now()
         first_id = next(self._ids)
         for _ in calls[1:]:
             next(self._ids)
-        methods = [method for method, _ in calls]
         fate = "no answer"
         try:
             body = await self._transport.post(wire.encode(self._user_id, calls, first_id))
-            answers = self._redacted(body, decoder.decode(body, methods, first_id))
-            if rows is not None:
-                for answer in _STATES.decode(body, methods, first_id):
-                    if isinstance(answer, wire.Answer):
-                        rows.update((row["task_id"], row) for row in answer.result)
+            answers = self._redacted(body, read(body, first_id))
             self._pace.succeeded()
             fate = "200"
         except HttpError as error:
@@ -459,7 +472,7 @@ class ControlSession:
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug(
                     "%s of %d tasks: %s after %.1f ms",
-                    methods[0],
+                    calls[0][0],
                     size,
                     fate,
                     (self._pace.now() - began) * 1000,

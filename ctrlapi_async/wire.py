@@ -56,13 +56,6 @@ class CheckedRow(Row, gc=False, kw_only=True):
     error: None = None
 
 
-class SentRow(Row, gc=False, kw_only=True):
-    """TaskStop's row for a stop that was sent; to be one is to say so."""
-
-    status: Literal["Stop request was sent"]
-    error: None = None
-
-
 class Entry(msgspec.Struct, Generic[T]):
     """One call's part of a reply."""
 
@@ -83,11 +76,15 @@ def _decoder_of(result: object) -> msgspec.json.Decoder[_Reply[Any]]:
 
 
 class Answer(msgspec.Struct, Generic[T]):
-    """What the server answered to one call: its result, the words beside it, and its path."""
+    """What the server answered to one call: its result, the words beside it, and its path.
+
+    `all_sent` stands for rows that say of each task, in order, that its stop was sent.
+    """
 
     result: T
     words: str | None = None
     where: str = "$.reply[0].result"
+    all_sent: bool = False
 
 
 class ReplyDecoder(Generic[T]):
@@ -160,6 +157,70 @@ class ReplyDecoder(Generic[T]):
         if entry.result is None:
             return ReplyError("`result` is null", f"$.reply[{place}].result", excerpt(body))
         return Answer(entry.result, words, f"$.reply[{place}].result")
+
+
+_STOPS: Final = ReplyDecoder[list[Row]](list[Row])
+
+
+class StopDecoder:
+    """Decodes one server's replies to TaskStop.
+
+    Strategy: nearly all of them say of each task asked for, in order, that its stop was sent, and
+    differ in nothing but the ids. The first of them is read like any other, and shows how this
+    server writes them; one of the same text but for the ids is known without being read.
+    """
+
+    def __init__(self) -> None:
+        # The text of a whole reply, with marks for the ids, and what stands between two of the
+        # tasks' ids. Empty as long as no such reply has shown them.
+        self._text = b""
+        self._between = b""
+
+    def decode(
+        self, body: bytes, asked: Sequence[list[int]], first_id: int = 1
+    ) -> list[Answer[list[Row]] | CtrlApiError]:
+        """Read a reply, and give and raise what `ReplyDecoder.decode` does.
+
+        Args:
+            body: The HTTP body.
+            asked: The tasks of each call.
+            first_id: The `id` of the first call; the others follow it.
+        """
+        ids = msgspec.json.encode(asked[0])[1:-1] if len(asked) == 1 else b""
+        if self._text and ids and body == self._written(ids, first_id):
+            return [Answer([], all_sent=True)]
+        answers = _STOPS.decode(body, [TASK_STOP] * len(asked), first_id)
+        for answer, task_ids in zip(answers, asked, strict=True):
+            if isinstance(answer, Answer):
+                answer.all_sent = answer.result == [Row(n, STOP_SENT) for n in task_ids]
+                if answer.all_sent and b"," in ids:
+                    self._learn(body, ids, first_id)
+        return answers
+
+    def _written(self, ids: bytes, call_id: int) -> bytes:
+        """Write the reply that says "sent" of the tasks with these ids, as this server would."""
+        rows = ids.replace(b",", self._between)
+        return self._text.replace(_CALL_ID, b"%d" % call_id).replace(_TASK_IDS, rows)
+
+    def _learn(self, body: bytes, ids: bytes, call_id: int) -> None:
+        """Find out how a reply is written that says "sent" of two or more tasks."""
+        one, other = ids.split(b",", 2)[:2]
+        between = re.search(
+            # Not more than is usual: it will stand between any number of ids.
+            rb'"task_id"\s*:\s*%b(.{1,200}?"task_id"\s*:\s*)%b' % (one, other),
+            body,
+            re.DOTALL,
+        )
+        if between is not None:
+            text = body.replace(ids.replace(b",", between[1]), _TASK_IDS)
+            if text.count(b'"task_id"') == 1:  # and so all others stand between two ids
+                self._between = between[1]
+                self._text = re.sub(rb'("id"\s*:\s*)%d\b' % call_id, rb"\1" + _CALL_ID, text)
+
+
+_TASK_IDS: Final = b"\0"
+_CALL_ID: Final = b"\1"
+"""Marks that stand in no reply: JSON has no control characters."""
 
 
 def encode(

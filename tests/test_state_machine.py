@@ -50,7 +50,7 @@ from ctrlapi_async.errors import (
 from ctrlapi_async.ledger import Ledger
 from ctrlapi_async.models import parse_status
 from ctrlapi_async.plan import Call, Job, Repeat, StopPlan, Work
-from ctrlapi_async.wire import STOP_SENT, Answer, CheckedRow, Row, SentRow
+from ctrlapi_async.wire import STOP_SENT, Answer, CheckedRow, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -142,8 +142,6 @@ def usual(rows: list[Row]) -> list[Row]:
     """Give the rows the types that the wire's decoder gives them."""
     if any(row.error is not None for row in rows):
         return rows
-    if all(row.status == STOP_SENT for row in rows):
-        return [SentRow(row.task_id, status=STOP_SENT) for row in rows]
     if all(row.status in STATUSES for row in rows):
         return [CheckedRow(row.task_id, status=row.status) for row in rows]  # type: ignore[arg-type]
     return rows
@@ -614,6 +612,7 @@ class Machine(RuleBasedStateMachine):
         for task_id in self.ids_of(job):
             self.accounts[task_id].words.add("neither `status` nor `error`")
         answer.result.insert(0, Row(0))
+        answer.all_sent = False
         return answer if kind == BLANK else ReplyError(words)
 
     def rows(self, job: Job, call: Call, chance: random.Random | None) -> Answer[list[Row]]:
@@ -634,7 +633,8 @@ class Machine(RuleBasedStateMachine):
         if chance and whim(chance, False, [True]):
             chance.shuffle(rows)
         words = whim(chance, None, [self.words(*listed(call))])
-        return Answer(usual(rows), words)
+        told_sent = bool(rows) and rows == [Row(n, STOP_SENT) for n in task_ids]
+        return Answer(usual(rows), words, all_sent=told_sent)
 
     def state_rows(self, task_id: int, chance: random.Random | None) -> list[Row]:
         status = self.server[task_id].status

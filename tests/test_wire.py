@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DECODERS: list[wire.ReplyDecoder[Any]] = [
-    *session._ROWS.values(),
+    session._CHECKS,
+    wire._STOPS,
     session._STATES,
     session._ANYTHING,
 ]
@@ -47,7 +48,7 @@ def rows_of(answer: object) -> list[tuple[int, str | None, str | None]]:
 def decode(
     reply_body: bytes, methods: list[str] = CHECK, first_id: int = 1
 ) -> list[wire.Answer[Any] | CtrlApiError]:
-    decoder = session._ROWS.get(methods[0], session._ROWS[wire.TASK_STATUS])
+    decoder = wire._STOPS if methods[0] == wire.TASK_STOP else session._CHECKS
     return list(decoder.decode(reply_body, methods, first_id))
 
 
