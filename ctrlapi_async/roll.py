@@ -20,8 +20,9 @@ Places = range | list[int]
 class Roll:
     """Keeps all ids; 12 bytes each besides the ids themselves as long as they ascend.
 
-    Ids that ascend are found by their distance from the first one or by bisection, all others by
-    an index (another 40 bytes each), which is made when the first one comes that does not.
+    Ids that ascend are found by their distance from the first one, or by bisection if there are
+    gaps, all others by an index (another 40 bytes each), which is made when the first one comes
+    that does not.
     """
 
     def __init__(self) -> None:
@@ -70,11 +71,10 @@ class Roll:
             return self._index.get(task_id)  # type: ignore[call-overload, no-any-return]
         ids = self.ids
         try:
-            if isinstance(task_id, int):
+            if isinstance(task_id, int) and ids[-1] - ids[0] < len(ids):
                 # Ids that a server counts out often have no gaps.
                 place = task_id - ids[0]
-                if 0 <= place < len(ids) and ids[place] == task_id:
-                    return place
+                return place if 0 <= place < len(ids) else None
             place = bisect_left(ids, task_id)  # type: ignore[call-overload]
             return place if ids[place] == task_id else None
         except (IndexError, TypeError, ValueError):  # behind the last one, or nothing like an id
