@@ -207,7 +207,7 @@ class StopDecoder:
         one, other = ids.split(b",", 2)[:2]
         between = re.search(
             # Not more than is usual: it will stand between any number of ids.
-            rb'"task_id"\s*:\s*%b(.{1,200}?"task_id"\s*:\s*)%b' % (one, other),
+            rb'"task_id"\s{0,9}:\s{0,9}%b(.{1,200}?"task_id"\s{0,9}:\s{0,9})%b' % (one, other),
             body,
             re.DOTALL,
         )

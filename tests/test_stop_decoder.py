@@ -50,6 +50,9 @@ ODD_HANDS: dict[str, Hand] = {
     "a task in a task": lambda ids, call: written(
         {"id": call, "result": [{"of": {"task_id": n}, **sent(n)} for n in ids]}
     ),
+    "wide rows": lambda ids, call: written({"id": call, "result": [sent(n) for n in ids]}).replace(
+        b'}, {"task_id": ', b'}, {"task_id": ' + b" " * 500
+    ),
     "long rows": lambda ids, call: written(
         {"id": call, "result": [sent(n) | {"log": "x" * 500} for n in ids]}
     ),
