@@ -312,7 +312,7 @@ def _plain(body: bytes, entries: list[Entry[Any]]) -> bool:
         if entry.result:
             if not isinstance(entry.result[0], Row):
                 return False  # all members of such rows are read
-            checked = checked and isinstance(entry.result[0], CheckedRow)
+            checked = isinstance(entry.result[0], CheckedRow)  # and so in all entries
         rows += len(entry.result)
         quotes += 2 + 4 * (entry.method is not None) + 2 * (entry.id is not None)
     # A row has a number and a text, with their names six quotation marks; if there are no more

@@ -452,7 +452,7 @@ def test_a_detail_that_stands_twice_is_told_by_who_reads_it(
 
 @given(st.data())
 def test_no_member_stands_twice_unnoticed_wherever_it_stands(data: st.DataObject) -> None:
-    running = {"status": "Running"}
+    running: dict[str, Any] = {"status": "Running"}
     kinds = [running, running | {"name": "x" * 200}, running | {"error": None}, {"error": "no"}]
     told = [
         {"task_id": n} | kind
