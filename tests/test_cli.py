@@ -1390,15 +1390,13 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_waits_for_nothing_heavy() -> None:
     shown = python(
-        "import sys, time\n"
+        "import sys\n"
         "from ctrlapi_async.cli import main\n"
         "main(['--help']); main(['stop', '--help'])\n"
         "heavy = {'aiohttp', 'asyncio', 'cattrs', 'msgspec', 'stamina', 'rich.progress'}\n"
-        "print(*heavy & set(sys.modules), '|', time.process_time(), file=sys.stderr)"
+        "print(*heavy & set(sys.modules), file=sys.stderr)"
     )
-    heavy, _, seconds = shown.stderr.partition("|")
-    assert heavy.strip() == ""
-    assert float(seconds) < 0.3  # of this process's own CPU time
+    assert shown.stderr.strip() == ""
     assert "stop those" in shown.stdout.lower()
     assert "--wait-pending" in shown.stdout
     for variable in ("CTRLAPI_URL", "CTRLAPI_USER_ID", "CTRLAPI_PROJECT_ID", "CTRLAPI_AUTH"):
