@@ -432,10 +432,10 @@ class StopRun(AsyncIterator[StopOutcome]):
 
     async def _attempt(self, job: Job) -> list[Repeat]:
         """Send a job once and book what came of it; give what is to be repeated."""
-        calls = self._plan.launch(job)
+        self._plan.launch(job)
         self._calls[job.work] += 1
         try:
-            answers = await self._send(job.work.method, calls)
+            answers = await self._send(job.work.method, job.calls)
         except CtrlApiError as error:
             self._quit_if_over()
             repeats = self._plan.failed(job, error)

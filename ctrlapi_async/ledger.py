@@ -12,8 +12,6 @@ from ctrlapi_async.roll import Roll, Window
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ctrlapi_async.roll import Places
-
 TEXTS: Final = 100
 """Verdicts in a server's own words that a ledger which does not collect holds on to."""
 
@@ -21,8 +19,8 @@ TEXTS: Final = 100
 class Ledger:
     """Holds the verdict of every task of a run, and announces each one that is final.
 
-    A task is known by its place: how many were admitted before it. A verdict is known by a small
-    number. An open one may still change: it is part of every snapshot, but is not announced.
+    A verdict is known by a small number. An open one may still change: it is part of every
+    snapshot, but is not announced.
 
     Args:
         collect: Whether final verdicts are kept. If not, only open ones are, and the final
@@ -71,89 +69,83 @@ class Ledger:
                 self._open.add(number)
         return number
 
-    def place(self, task_id: int) -> int | None:
-        """Give the place of a task, or None if the ledger does not hold it."""
-        return self._roll.place(task_id)
+    def __contains__(self, task_id: int) -> bool:
+        return task_id in self._roll
 
-    def ids(self, places: Places) -> list[int]:
-        """Give the ids of the tasks in some places."""
-        return self._roll.ids_at(places)
-
-    def verdict(self, place: int) -> Verdict:
-        """Give the verdict of the task in a place."""
-        [code] = self._roll.codes_at([place])
+    def verdict(self, task_id: int) -> Verdict:
+        """Give the verdict of a task."""
+        [code] = self._roll.codes_at([task_id])
         return self._verdicts[code]
 
-    def admit(self, task_ids: list[int], code: int) -> range:
-        """Enter tasks under an open verdict: give the places of those that are new, in order.
+    def admit(self, task_ids: list[int], code: int) -> list[int]:
+        """Enter tasks under an open verdict: give those that are new, in order.
 
         Raises:
             ValueError: One of them is held for another project.
         """
-        places, known = self._roll.add(task_ids, code)
+        fresh, known = self._roll.add(task_ids, code)
         project_id = self._verdicts[code].project_id
         for task_id in known:
-            place = self._roll.place(task_id)
-            if place is not None and (other := self.verdict(place).project_id) != project_id:
+            if (other := self.verdict(task_id).project_id) != project_id:
                 raise ValueError(
                     f"task {task_id} is asked for in two projects, {other} and {project_id}"
                 )
         if self._population is not None:
-            self._population[code] += len(places)
-        return places
+            self._population[code] += len(fresh)
+        return fresh
 
-    def move(self, places: Places, codes: Sequence[int], was: int | None = None) -> None:
-        """Give the task in each place the verdict beside it.
+    def move(self, task_ids: list[int], codes: Sequence[int], was: int | None = None) -> None:
+        """Give each task the verdict in its place.
 
         Args:
-            places: Tasks that the ledger holds.
+            task_ids: Tasks that the ledger holds.
             codes: As many numbers of verdicts.
             was: The number that all of them have, where the caller knows that it is one.
         """
         if self._population is not None:
-            self._leave(self._population, places, was)
+            self._leave(self._population, task_ids, was)
             self._population.update(codes)
         if not (self._muted or self._open.issuperset(codes)):
-            self._announce(places, codes)
-        self._roll.put(places, codes)
+            self._announce(task_ids, codes)
+        self._roll.put(task_ids, codes)
         if isinstance(self._roll, Window):
             self._roll.drop(
-                [place for place, code in zip(places, codes, strict=True) if code not in self._open]
+                [n for n, code in zip(task_ids, codes, strict=True) if code not in self._open]
             )
             self._forget()
 
-    def move_all(self, places: Places, code: int, was: int | None = None) -> None:
-        """Give the tasks in all places one verdict; arguments as for `move`."""
+    def move_all(self, task_ids: list[int], code: int, was: int | None = None) -> None:
+        """Give all of some tasks one verdict; arguments as for `move`."""
         if self._population is not None:
-            self._leave(self._population, places, was)
-            self._population[code] += len(places)
+            self._leave(self._population, task_ids, was)
+            self._population[code] += len(task_ids)
         final = code not in self._open
         if final and not self._muted:
-            self._announce(places, code)
+            self._announce(task_ids, code)
         if final and isinstance(self._roll, Window):
-            self._roll.drop(places)
+            self._roll.drop(task_ids)
             self._forget()
         else:
-            self._roll.put_all(places, code)
+            self._roll.put_all(task_ids, code, was)
 
     def amend(
-        self, places: Places, change: Callable[[Verdict], Verdict], *, final: bool = True
+        self, task_ids: list[int], change: Callable[[Verdict], Verdict], *, final: bool = True
     ) -> None:
-        """Give the task in each place a verdict made of the one it has."""
-        was = self._roll.codes_at(places)
+        """Give each task a verdict made of the one it has."""
+        was = self._roll.codes_at(task_ids)
         codes: dict[int, int] = {}
         for code in set(was):
             verdict = change(self._verdicts[code])
             codes[code] = self.code(
                 verdict.project_id, verdict.result, verdict.status, verdict.error, final=final
             )
-        self.move(places, list(map(codes.__getitem__, was)))
+        self.move(task_ids, list(map(codes.__getitem__, was)))
 
-    def _leave(self, population: Counter[int], places: Places, was: int | None) -> None:
+    def _leave(self, population: Counter[int], task_ids: list[int], was: int | None) -> None:
         if was is not None:
-            population[was] -= len(places)
+            population[was] -= len(task_ids)
         else:
-            population.subtract(self._roll.codes_at(places))
+            population.subtract(self._roll.codes_at(task_ids))
 
     def _forget(self) -> None:
         """Let go of texts that nobody needs any more: a server may have no end of them."""
@@ -170,9 +162,9 @@ class Ledger:
                 self._gone[verdict.result] += population.pop(number, 0)
         self._texts = 2 * len(self._verdicts) + TEXTS
 
-    def _announce(self, places: Places, codes: Sequence[int] | int) -> None:
-        self._announced.append((self._roll.ids_at(places), codes))
-        self.untaken += len(places)
+    def _announce(self, task_ids: list[int], codes: Sequence[int] | int) -> None:
+        self._announced.append((task_ids, codes))
+        self.untaken += len(task_ids)
 
     def mute(self) -> None:
         """Announce nothing any more: nobody takes it."""
@@ -230,7 +222,7 @@ class Ledger:
 
         Args:
             stats: What the run has cost so far.
-            changes: The verdict, for now, of some places; None at the end, when the report takes
+            changes: The verdict, for now, of some tasks; None at the end, when the report takes
                 over what the ledger holds.
         """
         if isinstance(self._roll, Window):

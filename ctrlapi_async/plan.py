@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from itertools import chain
+from itertools import chain, compress
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, cast
 
 from attrs import define, evolve, field
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ctrlapi_async.ledger import Ledger
-    from ctrlapi_async.roll import Places
 
 MAX_CALLS: Final = 1000
 """Method calls a request at most: some 100 kB of JSON around their ids."""
@@ -72,20 +71,13 @@ class Call(NamedTuple):
     task_ids: list[int] | AllActive
 
 
-class Part(NamedTuple):
-    """What becomes a method call: tasks of one project, by their places in the ledger."""
-
-    project_id: int
-    places: Places | AllActive
-
-
 @define(eq=False)
 class Job:
     """What one request does.
 
     Args:
         work: What it is for.
-        parts: Its method calls, one a project.
+        calls: Its method calls, one a project.
         attempt: The number of its latest attempt.
         stops: How often a stop was sent for its tasks, if one was lost.
         fresh: Whether nothing was heard of its tasks yet but what put them here.
@@ -93,7 +85,7 @@ class Job:
     """
 
     work: Work
-    parts: list[Part]
+    calls: list[Call]
     attempt: int = 1
     stops: int = 0
     fresh: bool = True
@@ -102,7 +94,7 @@ class Job:
     @property
     def size(self) -> int:
         """How many task ids it carries; `"*"` is one."""
-        return sum(map(_size, self.parts))
+        return sum(map(_size, self.calls))
 
 
 class Repeat(NamedTuple):
@@ -116,34 +108,36 @@ class Pool:
     """Tasks that wait for a request, project by project, first come, first served."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[int, Places]] = deque()
+        self._waiting: deque[tuple[int, list[int]]] = deque()
         self._start = 0
         self.size = 0
 
-    def add(self, project_id: int, places: Places) -> None:
+    def add(self, project_id: int, task_ids: list[int]) -> None:
         """Put tasks at the end."""
-        if places:
-            self._waiting.append((project_id, places))
-            self.size += len(places)
+        if task_ids:
+            self._waiting.append((project_id, task_ids))
+            self.size += len(task_ids)
 
-    def take(self, limit: int) -> list[Part]:
+    def take(self, limit: int) -> list[Call]:
         """Take tasks from the front: `limit` of them, or fewer of very many projects."""
-        parts: dict[int, Places] = {}
+        taken: dict[int, list[int]] = {}
         room = limit
-        while room and self._waiting and len(parts) < MAX_CALLS:
-            project_id, places = self._waiting[0]
-            piece = places[self._start : self._start + room]
-            before = parts.get(project_id)
-            parts[project_id] = piece if before is None else _joined(before, piece)
+        while room and self._waiting and len(taken) < MAX_CALLS:
+            project_id, task_ids = self._waiting[0]
+            piece = task_ids[self._start : self._start + room]
             room -= len(piece)
             self._start += len(piece)
-            if self._start == len(places):
+            if self._start == len(task_ids):
                 self._waiting.popleft()
                 self._start = 0
+            if project_id in taken:
+                taken[project_id] += piece
+            else:
+                taken[project_id] = piece
         self.size -= limit - room
-        return [Part(*part) for part in parts.items()]
+        return [Call(*call) for call in taken.items()]
 
-    def take_all(self, limit: int) -> list[list[Part]]:
+    def take_all(self, limit: int) -> list[list[Call]]:
         """Take everything, in portions of `limit` tasks."""
         portions = []
         while self.size:
@@ -210,8 +204,7 @@ class StopPlan:
         self._ready: deque[Job] = deque()
         # Those that ask again what was asked before: all others go before them.
         self._later: deque[Job] = deque()
-        # With the calls that went out.
-        self._flying: dict[Job, list[Call]] = {}
+        self._flying: set[Job] = set()
         # Those that pause before they are done again.
         self._resting: set[Job] = set()
         self._checking = 0
@@ -234,7 +227,7 @@ class StopPlan:
     def feed_all_active(self, project_id: int) -> None:
         """Ask for whatever the server calls active in a project."""
         self._projects.add(project_id)
-        self._ready.append(Job(Work.CHECK, [Part(project_id, ALL_ACTIVE)]))
+        self._ready.append(Job(Work.CHECK, [Call(project_id, ALL_ACTIVE)]))
 
     # --- jobs out -----------------------------------------------------------------------------
 
@@ -279,32 +272,24 @@ class StopPlan:
         if not (self._dead_projects or self._unwanted):
             return True
         if self._dead_projects:
-            parts, job.parts = job.parts, []
-            for part in parts:
-                if error := self._dead_projects.get(part.project_id):
-                    self._give_up_part(job, part, error)
+            calls, job.calls = job.calls, []
+            for call in calls:
+                if error := self._dead_projects.get(call.project_id):
+                    self._give_up_call(job, call, error)
                 else:
-                    job.parts.append(part)
+                    job.calls.append(call)
         if self._unwanted and job.work in (Work.CHECK, Work.STOP) and job.lost is None:
             dropped = RequestError("nobody waits for it any more", sent=False)
-            parts, job.parts = job.parts, []
-            for part in parts:
-                unwanted, wanted = self._divided(part, self._unwanted)
+            calls, job.calls = job.calls, []
+            for call in calls:
+                unwanted, wanted = _divided(call, self._unwanted)
                 if unwanted:
-                    self._fail(Part(part.project_id, unwanted), dropped)
-                if wanted or part.places is ALL_ACTIVE:
-                    job.parts.append(Part(part.project_id, wanted or ALL_ACTIVE))
-        if not job.parts:
+                    self._fail(Call(call.project_id, unwanted), dropped)
+                if wanted or call.task_ids is ALL_ACTIVE:
+                    job.calls.append(Call(call.project_id, wanted or ALL_ACTIVE))
+        if not job.calls:
             self._lost.discard(job)
-        return bool(job.parts)
-
-    def _divided(self, part: Part, chosen: set[int]) -> tuple[list[int], list[int]]:
-        """Divide the tasks of a part into those whose ids are chosen and the others."""
-        places = _listed(part)
-        known = list(zip(places, self._ledger.ids(places), strict=True))
-        return [place for place, n in known if n in chosen], [
-            place for place, n in known if n not in chosen
-        ]
+        return bool(job.calls)
 
     def pickable(self, ceiling: int | None = None) -> int:
         """Count the jobs that `pick` could give now."""
@@ -331,9 +316,9 @@ class StopPlan:
     def flush(self) -> None:
         """Make jobs of what is too little for a full chunk, while more may yet be fed."""
         portions = self._fed.take_all(self.chunk)
-        self._ready.extend(Job(self._first, parts) for parts in portions)
+        self._ready.extend(Job(self._first, calls) for calls in portions)
         if not (portions or self._checking):
-            self._ready.extend(Job(Work.STOP, p) for p in self._running.take_all(self.chunk))
+            self._ready.extend(Job(Work.STOP, c) for c in self._running.take_all(self.chunk))
 
     @property
     def partial(self) -> bool:
@@ -343,13 +328,13 @@ class StopPlan:
     def recheck(self) -> None:
         """Check the pending tasks again."""
         self._later.extend(
-            Job(Work.CHECK, parts, fresh=False) for parts in self._pending.take_all(self.chunk)
+            Job(Work.CHECK, calls, fresh=False) for calls in self._pending.take_all(self.chunk)
         )
 
     def follow(self) -> None:
         """Ask what became of the tasks that were stopped."""
         self._later.extend(
-            Job(Work.CONFIRM, parts, fresh=False) for parts in self._stopped.take_all(self.chunk)
+            Job(Work.CONFIRM, calls, fresh=False) for calls in self._stopped.take_all(self.chunk)
         )
 
     def stop_rechecking(self) -> None:
@@ -365,9 +350,9 @@ class StopPlan:
         self._finish_all(self._stopped)
 
     def _finish_all(self, pool: Pool) -> None:
-        for parts in pool.take_all(self.chunk):
-            for part in parts:
-                self._finish(part)
+        for calls in pool.take_all(self.chunk):
+            for call in calls:
+                self._finish(_listed(call))
 
     @property
     def has_pending(self) -> bool:
@@ -406,7 +391,7 @@ class StopPlan:
     def listing(self) -> bool:
         """Whether more tasks may come to be known: from the source, or in an answer to `"*"`."""
         return self.source_open or any(
-            part.places is ALL_ACTIVE for job in self._jobs for part in job.parts
+            call.task_ids is ALL_ACTIVE for job in self._jobs for call in job.calls
         )
 
     @property
@@ -426,48 +411,37 @@ class StopPlan:
 
     # --- answers ------------------------------------------------------------------------------
 
-    def calls(self, job: Job) -> list[Call]:
-        """Give a job's method calls."""
-        return [
-            Call(
-                part.project_id,
-                ALL_ACTIVE if part.places is ALL_ACTIVE else self._ledger.ids(_listed(part)),
-            )
-            for part in job.parts
-        ]
-
-    def launch(self, job: Job) -> list[Call]:
-        """Note that a job's request is about to be sent, and give its calls."""
-        calls = self._flying[job] = self.calls(job)
+    def launch(self, job: Job) -> None:
+        """Note that a job's request is about to be sent."""
+        self._flying.add(job)
         self._checking += job.work is Work.CHECK
-        return calls
 
     def answered(
         self, job: Job, answers: Sequence[wire.Answer[list[wire.Row]] | CtrlApiError]
     ) -> list[Repeat]:
         """Book what the server answered to each call of a job; give what is to be repeated."""
-        calls = self._land(job)
+        self._land(job)
         repeats: list[Repeat] = []
-        unread: list[Part] = []
+        unread: list[Call] = []
         why: CtrlApiError | None = None
-        unsettled: list[Part] = []
+        unsettled: list[Call] = []
         where = ""
-        for part, call, answer in zip(job.parts, calls, answers, strict=True):
+        for call, answer in zip(job.calls, answers, strict=True):
             try:
                 if isinstance(answer, CtrlApiError):
                     raise answer
-                if left := self._BOOK[job.work](self, job, part, _asked(call), answer):
-                    unsettled.append(Part(part.project_id, left))
+                if left := self._BOOK[job.work](self, job, call, answer):
+                    unsettled.append(Call(call.project_id, left))
                     where = where or answer.where
             except MethodError as error:
-                repeats += self._refuse(evolve(job, parts=[part]), error)
+                repeats += self._refuse(evolve(job, calls=[call]), error)
             except CtrlApiError as error:
-                unread.append(part)
+                unread.append(call)
                 why = why or error
         if unsettled:
-            repeats += self._go_on(evolve(job, parts=unsettled), where)
+            repeats += self._go_on(evolve(job, calls=unsettled), where)
         if why is not None:  # in one request again, as they were
-            repeats += self._refuse(evolve(job, parts=unread), why)
+            repeats += self._refuse(evolve(job, calls=unread), why)
         return repeats
 
     def failed(self, job: Job, error: CtrlApiError) -> list[Repeat]:
@@ -479,8 +453,8 @@ class StopPlan:
         """Book that a job is not repeated any more."""
         self._resting.discard(job)
         self._lost.discard(job)
-        for part in job.parts:
-            self._give_up_part(job, part, error)
+        for call in job.calls:
+            self._give_up_call(job, call, error)
 
     def close(self, words: str) -> None:
         """Give every task its last verdict.
@@ -492,9 +466,11 @@ class StopPlan:
         for job in self._doubtful():
             if job.lost is not None:
                 self.note(job.lost)
-            for part in job.parts:
+            for call in job.calls:
                 # Without a report, too, it shall be known which they are.
-                self._unconfirm(part, words_of(job.lost) if job.lost else words, final=False)
+                self._unconfirm(
+                    _listed(call), words_of(job.lost) if job.lost else words, final=False
+                )
         if self.doom is not None and (self.listing or self._ledger.unanswered):
             self.note(self.doom)
         self._lost.clear()
@@ -510,12 +486,12 @@ class StopPlan:
         )
 
     def unconfirmed(self) -> dict[int, int]:
-        """Give the verdict, for now, of each place whose task's stop is under way."""
+        """Give the verdict, for now, of each task whose stop is under way."""
         return {
-            place: self._code(part.project_id, StopResult.UNCONFIRMED, self._seen)
+            task_id: self._code(call.project_id, StopResult.UNCONFIRMED, self._seen)
             for job in self._doubtful()
-            for part in job.parts
-            for place in _listed(part)
+            for call in job.calls
+            for task_id in _listed(call)
         }
 
     def unconfirmed_count(self) -> int:
@@ -534,10 +510,10 @@ class StopPlan:
     def _doubtful(self) -> set[Job]:
         return self._lost | {job for job in self._flying if job.work is Work.STOP}
 
-    def _land(self, job: Job) -> list[Call]:
+    def _land(self, job: Job) -> None:
         self._lost.discard(job)
         self._checking -= job.work is Work.CHECK
-        return self._flying.pop(job)
+        self._flying.remove(job)
 
     def _keep_lost(self, job: Job) -> Job:
         """Keep count of a job that carries stops of unknown fate."""
@@ -589,23 +565,21 @@ class StopPlan:
             return self._code(project_id, StopResult.WOULD_STOP, status)
         return self._codes_of(project_id).running
 
-    def _book_check(
-        self, job: Job, part: Part, asked: list[int], answer: wire.Answer[list[wire.Row]]
-    ) -> list[int]:
-        project_id, places = part
+    def _book_check(self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]) -> list[int]:
+        project_id, task_ids = call
         known = self._codes_of(project_id)
-        if isinstance(places, AllActive):
+        if isinstance(task_ids, AllActive):
             # One that is asked for by its id, in whatever project, has its outcome there.
-            asked = [n for n in _by_task(answer, None) if self._ledger.place(n) is None]
-            places = self._ledger.admit(asked, known.unasked)
-        codes = self._codes_in_order(project_id, asked, answer)
-        self._ledger.move(places, codes, known.unasked if job.fresh else None)
+            task_ids = [n for n in _by_task(answer, None) if n not in self._ledger]
+            task_ids = self._ledger.admit(task_ids, known.unasked)
+        codes = _packed(self._codes_in_order(project_id, task_ids, answer))
+        self._ledger.move(task_ids, codes, known.unasked if job.fresh else None)
         if not self._dry_run:
-            self._running.add(project_id, _select(places, codes, known.running))
+            self._running.add(project_id, _select(task_ids, codes, known.running))
         if self._watch:
             for status in (TaskStatus.SCHEDULED, TaskStatus.EXPLORE):
                 code = self._status_code(project_id, status)
-                self._pending.add(project_id, _select(places, codes, code))
+                self._pending.add(project_id, _select(task_ids, codes, code))
         return []
 
     def _codes_in_order(
@@ -636,37 +610,38 @@ class StopPlan:
         error = row.error if row is not None else words or "the reply holds no row for it"
         return self._code(project_id, StopResult.NOT_FOUND, None, error)
 
-    def _book_stop(
-        self, job: Job, part: Part, asked: list[int], answer: wire.Answer[list[wire.Row]]
-    ) -> list[int]:
+    def _book_stop(self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]) -> list[int]:
         """Book what became of stops; give those of which that is not known."""
-        project_id, places = part.project_id, _listed(part)
+        project_id, asked = call.project_id, _listed(call)
         was = self._codes_of(project_id).running if job.lost is None else None
         if answer.all_sent:
-            self._sent(project_id, places, was)
+            self._sent(project_id, asked, was)
             return []
         sent: list[int] = []
+        unavailable: dict[str, list[int]] = {}
         unclear: list[int] = []
         found = _by_stopped_task(answer, asked)
-        for place, task_id in zip(places, asked, strict=True):
+        for task_id in asked:
             row = found.get(task_id)
             if row is not None and row.error is None and row.status == wire.STOP_SENT:
-                sent.append(place)
+                sent.append(task_id)
             elif row is not None and row.error is not None and job.lost is None:
-                code = self._code(project_id, StopResult.UNAVAILABLE, self._seen, row.error)
-                self._ledger.move_all([place], code, was)
+                unavailable.setdefault(row.error, []).append(task_id)
             else:
                 # Without a word of it; or unavailable, perhaps because the stop before this
                 # one, whose reply was lost, did its work.
-                unclear.append(place)
+                unclear.append(task_id)
         self._sent(project_id, sent, was)
+        for words, task_ids in unavailable.items():
+            code = self._code(project_id, StopResult.UNAVAILABLE, self._seen, words)
+            self._ledger.move_all(task_ids, code, was)
         return unclear
 
-    def _sent(self, project_id: int, places: Places, was: int | None) -> None:
-        if places:
-            self._ledger.move_all(places, self._codes_of(project_id).sent, was)
+    def _sent(self, project_id: int, task_ids: list[int], was: int | None) -> None:
+        if task_ids:
+            self._ledger.move_all(task_ids, self._codes_of(project_id).sent, was)
             if self._confirm:
-                self._stopped.add(project_id, places)
+                self._stopped.add(project_id, task_ids)
 
     def _go_on(self, job: Job, where: str) -> list[Repeat]:
         """Go on with tasks whose stop was lost, or was not lost but has had no effect."""
@@ -682,50 +657,54 @@ class StopPlan:
         """Ask what became of the tasks of a stop whose reply was lost."""
         self._queue(evolve(job, work=Work.SETTLE, attempt=1, stops=job.attempt, lost=error))
 
-    def _book_settle(
-        self, job: Job, part: Part, asked: list[int], answer: wire.Answer[list[wire.Row]]
-    ) -> list[int]:
+    def _book_settle(self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]) -> list[int]:
         """Book what became of lost stops; give those that did not stop anything."""
-        project_id = part.project_id
-        found = _by_task(answer, asked)
+        project_id, asked = call.project_id, _listed(call)
+        told = _by_task(answer, asked)
+        found: dict[TaskStatus | str, list[int]] = {}
         again: list[int] = []
-        for place, task_id in zip(_listed(part), asked, strict=True):
-            row = found.get(task_id)
+        for task_id in asked:
+            row = told.get(task_id)
             status = parse_status(row.status) if row is not None else None
             if status is None:
                 words = (row.error if row is not None else answer.words) or "no row for it"
-                self._leave_lost(job, Part(project_id, [place]), f"when checked: {words}")
+                self._leave_lost(job, [task_id], f"when checked: {words}")
             elif status is TaskStatus.RUNNING:
-                again.append(place)
+                again.append(task_id)
             else:
-                stopped = status is TaskStatus.CANCELED
-                result = StopResult.STOP_SENT if stopped else StopResult.NOT_RUNNING
-                self._ledger.move_all([place], self._code(project_id, result, status))
+                found.setdefault(status, []).append(task_id)
+        for status, task_ids in found.items():
+            stopped = status is TaskStatus.CANCELED
+            result = StopResult.STOP_SENT if stopped else StopResult.NOT_RUNNING
+            self._ledger.move_all(task_ids, self._code(project_id, result, status))
         return again
 
-    def _leave_lost(self, job: Job, part: Part, words: str) -> None:
+    def _leave_lost(self, job: Job, task_ids: list[int], words: str) -> None:
         """Book tasks whose stop was lost and of which nothing more can be learnt."""
         lost = cast("CtrlApiError", job.lost)
         self.note(lost)
-        self._unconfirm(part, f"{words_of(lost)}; {words}")
+        self._unconfirm(task_ids, f"{words_of(lost)}; {words}")
 
-    def _book_confirm(
-        self, job: Job, part: Part, asked: list[int], answer: wire.Answer[list[wire.Row]]
-    ) -> list[int]:
+    def _book_confirm(self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]) -> list[int]:
         del job
-        project_id = part.project_id
-        found = _by_task(answer, asked)
+        project_id, asked = call.project_id, _listed(call)
+        told = _by_task(answer, asked)
+        found: dict[TaskStatus | str, list[int]] = {}
+        unknown: list[int] = []
         running: list[int] = []
-        for place, task_id in zip(_listed(part), asked, strict=True):
-            row = found.get(task_id)
+        for task_id in asked:
+            row = told.get(task_id)
             status = parse_status(row.status) if row is not None else None
             if status is TaskStatus.RUNNING and self._confirm:
-                running.append(place)
+                running.append(task_id)
             elif status is None:
-                self._finish(Part(project_id, [place]))
+                unknown.append(task_id)
             else:
-                code = self._code(project_id, StopResult.STOP_SENT, status)
-                self._ledger.move_all([place], code)
+                found.setdefault(status, []).append(task_id)
+        self._finish(unknown)
+        for status, task_ids in found.items():
+            code = self._code(project_id, StopResult.STOP_SENT, status)
+            self._ledger.move_all(task_ids, code)
         self._stopped.add(project_id, running)
         return []
 
@@ -735,17 +714,17 @@ class StopPlan:
         if too_large and job.size > 1:
             for half in _halves(job):
                 self._queue(half)
-        elif isinstance(error, UserUnavailableError) and len(job.parts) > 1:
+        elif isinstance(error, UserUnavailableError) and len(job.calls) > 1:
             # It may be one project that is not this user's.
-            middle = len(job.parts) // 2
-            for parts in (job.parts[middle:], job.parts[:middle]):
+            middle = len(job.calls) // 2
+            for calls in (job.calls[middle:], job.calls[:middle]):
                 # At the front, so that a single project is soon reached.
-                self._ready.appendleft(self._keep_lost(evolve(job, parts=parts)))
+                self._ready.appendleft(self._keep_lost(evolve(job, calls=calls)))
         elif isinstance(error, UndefinedMethodError) or dooms(error):
             self._end(job, error)
         elif isinstance(error, MethodError):
-            for part in job.parts:
-                self._refuse_part(evolve(job, parts=[part]), error)
+            for call in job.calls:
+                self._refuse_call(evolve(job, calls=[call]), error)
         elif too_large:
             self.give_up(job, error)
         elif job.work is Work.STOP and not undone(error):
@@ -754,39 +733,39 @@ class StopPlan:
             return self._repeat(job, error)
         return []
 
-    def _refuse_part(self, job: Job, error: MethodError) -> None:
+    def _refuse_call(self, job: Job, error: MethodError) -> None:
         """Decide what becomes of one call that the server refused."""
-        [part] = job.parts
+        [call] = job.calls
         if isinstance(error, ProjectNotFoundError | UserUnavailableError):
             self._end_project(job, error)
-        elif isinstance(error, TasksDeniedError) and not isinstance(part.places, AllActive):
-            denied, rest = self._divided(part, set(error.task_ids))
+        elif isinstance(error, TasksDeniedError) and not isinstance(call.task_ids, AllActive):
+            denied, rest = _divided(call, set(error.task_ids))
             if job.size == 1 or (job.work.method in self._exact and not rest):
-                self._deny(job, part, error)
+                self._deny(job, call.task_ids, error)
             elif denied and rest:
                 # A server that names a part of what it was asked names the bad ones.
                 self._exact.add(job.work.method)
-                self._deny(job, Part(part.project_id, denied), error)
-                self._queue(evolve(job, parts=[Part(part.project_id, rest)]))
+                self._deny(job, denied, error)
+                self._queue(evolve(job, calls=[Call(call.project_id, rest)]))
             else:
                 for half in _halves(job):
                     self._queue(half)
         else:
             self.give_up(job, error)
 
-    def _deny(self, job: Job, part: Part, error: TasksDeniedError) -> None:
+    def _deny(self, job: Job, task_ids: list[int], error: TasksDeniedError) -> None:
         """Book tasks that the server says are not there."""
         if job.work is Work.CONFIRM:
-            self._finish(part)
+            self._finish(task_ids)
         elif job.lost is not None:
-            self._leave_lost(job, part, f"then: {error.message}")
+            self._leave_lost(job, task_ids, f"then: {error.message}")
         else:
-            self._amend(part, StopResult.NOT_FOUND, error.message)
+            self._amend(task_ids, StopResult.NOT_FOUND, error.message)
 
     def _end_project(self, job: Job, error: MethodError) -> None:
         """End what concerns one project, and so all if there is no other."""
-        [part] = job.parts
-        self._dead_projects[part.project_id] = error
+        [call] = job.calls
+        self._dead_projects[call.project_id] = error
         if self._dead_projects.keys() >= self._projects:
             self._end(job, error)
         else:
@@ -804,34 +783,34 @@ class StopPlan:
         self.stop_rechecking()
         self.stop_following()
 
-    def _give_up_part(self, job: Job, part: Part, error: CtrlApiError) -> None:
+    def _give_up_call(self, job: Job, call: Call, error: CtrlApiError) -> None:
         if job.work is Work.CONFIRM:
-            self._finish(part)  # the stop itself was answered
+            self._finish(_listed(call))  # the stop itself was answered
         elif job.lost is not None:
             self.note(error)
-            self._unconfirm(part, words_of(job.lost))
+            self._unconfirm(_listed(call), words_of(job.lost))
         else:
-            self._fail(part, error)
+            self._fail(call, error)
 
-    def _fail(self, part: Part, error: CtrlApiError) -> None:
+    def _fail(self, call: Call, error: CtrlApiError) -> None:
         """Book tasks for which no stop was sent, and why."""
         self.note(error)
-        self._amend(part, StopResult.NOT_SENT, words_of(error))
+        self._amend(_listed(call), StopResult.NOT_SENT, words_of(error))
 
-    def _unconfirm(self, part: Part, words: str, *, final: bool = True) -> None:
-        self._amend(part, StopResult.UNCONFIRMED, words, final=final)
+    def _unconfirm(self, task_ids: list[int], words: str, *, final: bool = True) -> None:
+        self._amend(task_ids, StopResult.UNCONFIRMED, words, final=final)
 
-    def _amend(self, part: Part, result: StopResult, words: str, *, final: bool = True) -> None:
+    def _amend(
+        self, task_ids: list[int], result: StopResult, words: str, *, final: bool = True
+    ) -> None:
         """Give tasks a last verdict, with the status that they were last seen with."""
         self._ledger.amend(
-            _listed(part),
-            lambda verdict: evolve(verdict, result=result, error=words),
-            final=final,
+            task_ids, lambda verdict: evolve(verdict, result=result, error=words), final=final
         )
 
-    def _finish(self, part: Part) -> None:
+    def _finish(self, task_ids: list[int]) -> None:
         """Make the verdict of tasks the last one, as it is."""
-        self._ledger.amend(_listed(part), lambda verdict: verdict)
+        self._ledger.amend(task_ids, lambda verdict: verdict)
 
     _BOOK: ClassVar = {
         Work.CHECK: _book_check,
@@ -864,45 +843,53 @@ def undone(error: CtrlApiError) -> bool:
     return isinstance(error, MethodError) or (isinstance(error, RequestError) and not error.sent)
 
 
-def _listed(part: Part) -> Places:
-    return [] if isinstance(part.places, AllActive) else part.places
-
-
-def _asked(call: Call) -> list[int]:
+def _listed(call: Call) -> list[int]:
     return [] if isinstance(call.task_ids, AllActive) else call.task_ids
 
 
-def _size(part: Part) -> int:
-    return 1 if isinstance(part.places, AllActive) else len(part.places)
+def _size(call: Call) -> int:
+    return 1 if isinstance(call.task_ids, AllActive) else len(call.task_ids)
 
 
-def _joined(one: Places, other: Places) -> Places:
-    if isinstance(one, range) and isinstance(other, range) and one.stop == other.start:
-        return range(one.start, other.stop)
-    return [*one, *other]
+def _divided(call: Call, chosen: set[int]) -> tuple[list[int], list[int]]:
+    """Divide the tasks of a call into those that are chosen and the others."""
+    listed = _listed(call)
+    return [n for n in listed if n in chosen], [n for n in listed if n not in chosen]
 
 
 def _halves(job: Job) -> tuple[Job, Job]:
     """Cut a job of two or more ids in two."""
     room = job.size // 2
-    front: list[Part] = []
-    back: list[Part] = []
-    for part in job.parts:
-        size = _size(part)
+    front: list[Call] = []
+    back: list[Call] = []
+    for call in job.calls:
+        size = _size(call)
         if size <= room:
-            front.append(part)
+            front.append(call)
         elif room == 0:
-            back.append(part)
+            back.append(call)
         else:
-            places = _listed(part)
-            front.append(Part(part.project_id, places[:room]))
-            back.append(Part(part.project_id, places[room:]))
+            listed = _listed(call)
+            front.append(Call(call.project_id, listed[:room]))
+            back.append(Call(call.project_id, listed[room:]))
         room -= min(size, room)
-    return evolve(job, parts=front), evolve(job, parts=back)
+    return evolve(job, calls=front), evolve(job, calls=back)
 
 
-def _select(places: Places, codes: list[int], wanted: int) -> list[int]:
-    return [place for place, code in zip(places, codes, strict=True) if code == wanted]
+def _packed(codes: list[int]) -> Sequence[int]:
+    """Give numbers in a byte each, in which they are quickly looked through, if they are small."""
+    try:
+        return bytes(codes)
+    except ValueError:
+        return codes
+
+
+def _select(task_ids: list[int], codes: Sequence[int], wanted: int) -> list[int]:
+    """Give the tasks whose number is the one that is wanted."""
+    if isinstance(codes, bytes) and wanted < 256:
+        wanted_only = bytes(wanted) + b"\1" + bytes(255 - wanted)
+        return list(compress(task_ids, codes.translate(wanted_only)))
+    return [n for n, code in zip(task_ids, codes, strict=True) if code == wanted]
 
 
 def _by_task(

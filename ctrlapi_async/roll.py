@@ -1,33 +1,28 @@
-"""Task ids in the order in which they were asked for, each once, with a number beside each. Pure.
-
-A task's *place* is how many were asked for before it. Whoever knows the places of tasks reads
-and writes their numbers without looking any up; a range of places costs next to nothing.
-"""
+"""Task ids in the order in which they were asked for, with a number beside each. Pure."""
 
 from __future__ import annotations
 
+import sys
 from array import array
 from bisect import bisect_left
-from itertools import repeat
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-Places = range | list[int]
+    from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 
 
 class Roll:
-    """Keeps all ids; 12 bytes each besides the ids themselves as long as they ascend.
+    """Keeps all ids; 9 bytes each besides the ids themselves as long as they ascend.
 
     Ids that ascend are found by their distance from the first one, or by bisection if there are
     gaps, all others by an index (another 40 bytes each), which is made when the first one comes
-    that does not.
+    that does not. Numbers take a byte each, or four once there is one that a byte cannot hold.
     """
 
     def __init__(self) -> None:
         self.ids: list[int] = []
-        self.codes = array("I")
+        self.codes: bytearray | array[int] = bytearray()
         self._index: dict[int, int] | None = None
 
     @classmethod
@@ -37,23 +32,23 @@ class Roll:
         roll.put(roll.add(list(codes), 0)[0], list(codes.values()))
         return roll
 
-    def add(self, task_ids: list[int], code: int) -> tuple[range, list[int]]:
-        """Enter those ids that are not there yet: give their places, and the ids that were."""
+    def add(self, task_ids: list[int], code: int) -> tuple[list[int], list[int]]:
+        """Enter those ids that are not there yet: give these in order, and those that were."""
         known: list[int] = []
         if self._index is None and not self._follow(task_ids):
             self._index = dict(zip(self.ids, range(len(self.ids)), strict=True))
-        places = range(len(self.ids), len(self.ids) + len(task_ids))
         if self._index is not None:
             fresh = dict.fromkeys(task_ids)
             known = list(self._index.keys() & fresh)
             for task_id in known:
                 del fresh[task_id]
             task_ids = list(fresh)
-            places = places[: len(task_ids)]
-            self._index.update(zip(task_ids, places, strict=True))
+            start = len(self.ids)
+            self._index.update(zip(task_ids, range(start, start + len(task_ids)), strict=True))
         self.ids += task_ids
-        self.codes.extend(array("I", [code]) * len(task_ids))
-        return places, known
+        packed = self._packed([code])  # first: it may put another container in the codes' place
+        self.codes.extend(packed * len(task_ids))
+        return task_ids, known
 
     def _follow(self, task_ids: list[int]) -> bool:
         """Tell whether ids ascend, and from the last one on."""
@@ -66,7 +61,7 @@ class Roll:
         )
 
     def place(self, task_id: object) -> int | None:
-        """Give the place of an id, or None if it is not there."""
+        """Give the number of ids before this one, or None if it is not there."""
         if self._index is not None:
             return self._index.get(task_id)  # type: ignore[call-overload, no-any-return]
         ids = self.ids
@@ -80,105 +75,127 @@ class Roll:
         except (IndexError, TypeError, ValueError):  # behind the last one, or nothing like an id
             return None
 
-    def ids_at(self, places: Places) -> list[int]:
-        """Give the ids of some places, in a list."""
-        if isinstance(places, range):
-            return self.ids[places.start : places.stop]
-        ids = self.ids
-        return [ids[place] for place in places]
+    def __contains__(self, task_id: object) -> bool:
+        return self.place(task_id) is not None
 
-    def codes_at(self, places: Places) -> Sequence[int]:
-        """Give the numbers of some places."""
+    def codes_at(self, task_ids: list[int]) -> Sequence[int]:
+        """Give the numbers of some of the ids."""
+        codes, places = self.codes, self._places(task_ids)
         if isinstance(places, range):
-            return self.codes[places.start : places.stop]
-        codes = self.codes
+            return codes[places.start : places.stop]
         return [codes[place] for place in places]
 
-    def put(self, places: Places, codes: Sequence[int]) -> None:
-        """Change the numbers of some places."""
+    def put(self, task_ids: list[int], codes: Sequence[int]) -> None:
+        """Change the numbers of some of the ids."""
+        packed, places = self._packed(codes), self._places(task_ids)
+        held: MutableSequence[int] = self.codes
         if isinstance(places, range):
-            self.codes[places.start : places.stop] = array("I", codes)
+            held[places.start : places.stop] = packed
         else:
-            held = self.codes
-            for place, code in zip(places, codes, strict=True):
+            for place, code in zip(places, packed, strict=True):
                 held[place] = code
 
-    def put_all(self, places: Places, code: int) -> None:
-        """Give some places the same number."""
-        if isinstance(places, range):
-            self.codes[places.start : places.stop] = array("I", [code]) * len(places)
-        else:
-            held = self.codes
-            for place in places:
-                held[place] = code
+    def put_all(self, task_ids: list[int], code: int, was: int | None = None) -> None:
+        """Give some of the ids the same number.
+
+        Args:
+            task_ids: The ids.
+            code: The number.
+            was: The number that all of them have, where it is known.
+        """
+        packed = self._packed([code])
+        held = self.codes
+        if was is not None and isinstance(held, bytearray) and self._ascend(task_ids):
+            start, end = self._places(task_ids[:1])[0], self._places(task_ids[-1:])[0] + 1
+            if held.count(was, start, end) == len(task_ids):
+                # Between the first and the last there are no others with this number.
+                held[start:end] = held[start:end].translate(bytes.maketrans(bytes([was]), packed))
+                return
+        self.put(task_ids, packed * len(task_ids))
+
+    def _ascend(self, task_ids: list[int]) -> bool:
+        """Tell whether some of the ids, one at least, stand in the order in which all ascend."""
+        return self._index is None and bool(task_ids) and sorted(task_ids) == task_ids
+
+    def _places(self, task_ids: list[int]) -> range | list[int]:
+        """Give the places of some of the ids."""
+        if not task_ids:
+            return range(0)
+        ids = self.ids
+        start = (
+            self._index[task_ids[0]] if self._index is not None else bisect_left(ids, task_ids[0])
+        )
+        if ids[start : start + len(task_ids)] == task_ids:
+            return range(start, start + len(task_ids))
+        if self._index is not None:
+            return list(map(self._index.__getitem__, task_ids))
+        return list(map(partial(bisect_left, ids), task_ids))
+
+    def _packed(self, codes: Sequence[int]) -> bytes | array[int]:
+        """Give numbers in the form in which the roll holds them."""
+        if isinstance(self.codes, bytearray):
+            try:
+                return bytes(codes)
+            except ValueError:  # one of them is too large
+                wide = bytearray(4 * len(self.codes))
+                wide[0 if sys.byteorder == "little" else 3 :: 4] = self.codes
+                self.codes = array("I", bytes(wide))
+        return array("I", list(codes))
 
     def entries(self) -> Iterable[tuple[int, int]]:
         """Go through ids and numbers, in order."""
         return zip(self.ids, self.codes, strict=True)
 
     def with_codes(self, changes: dict[int, int]) -> Roll:
-        """Make a copy in which the numbers of some places are others."""
+        """Make a copy in which some of the ids have other numbers."""
         copy = Roll()
         copy.ids = self.ids.copy()
         copy.codes = self.codes[:]
         copy._index = self._index and self._index.copy()
-        for place, code in changes.items():
-            copy.codes[place] = code
+        copy.put(list(changes), list(changes.values()))
         return copy
 
 
 class Window:
-    """A roll of ids that may be dropped again; for some 250 bytes each until then."""
+    """A roll of ids that may be dropped again; for some 100 bytes each until then."""
 
     def __init__(self) -> None:
-        self._next = 0
-        self._ids: dict[int, int] = {}
         self._codes: dict[int, int] = {}
-        self._index: dict[int, int] = {}
 
-    def add(self, task_ids: list[int], code: int) -> tuple[range, list[int]]:
-        """Enter those ids that are not there: give their places, and the ids that were there."""
-        fresh = dict.fromkeys(task_ids)
-        known = list(self._index.keys() & fresh)
+    def add(self, task_ids: list[int], code: int) -> tuple[list[int], list[int]]:
+        """Enter those ids that are not there: give these in order, and those that were."""
+        fresh = dict.fromkeys(task_ids, code)
+        known = list(self._codes.keys() & fresh)
         for task_id in known:
             del fresh[task_id]
-        places = range(self._next, self._next + len(fresh))
-        self._next = places.stop
-        self._ids.update(zip(places, fresh, strict=True))
-        self._codes.update(zip(places, repeat(code)))
-        self._index.update(zip(fresh, places, strict=True))
-        return places, known
+        self._codes |= fresh
+        return list(fresh), known
 
-    def place(self, task_id: int) -> int | None:
-        """Give the place of an id, or None if it is not there."""
-        return self._index.get(task_id)
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._codes
 
-    def ids_at(self, places: Places) -> list[int]:
-        """Give the ids of some places, in a list."""
-        return list(map(self._ids.__getitem__, places))
+    def codes_at(self, task_ids: list[int]) -> Sequence[int]:
+        """Give the numbers of some of the ids."""
+        return list(map(self._codes.__getitem__, task_ids))
 
-    def codes_at(self, places: Places) -> Sequence[int]:
-        """Give the numbers of some places."""
-        return list(map(self._codes.__getitem__, places))
+    def put(self, task_ids: list[int], codes: Sequence[int]) -> None:
+        """Change the numbers of some of the ids."""
+        self._codes.update(zip(task_ids, codes, strict=True))
 
-    def put(self, places: Places, codes: Sequence[int]) -> None:
-        """Change the numbers of some places."""
-        self._codes.update(zip(places, codes, strict=True))
+    def put_all(self, task_ids: list[int], code: int, was: int | None = None) -> None:
+        """Give some of the ids the same number."""
+        del was
+        self._codes |= dict.fromkeys(task_ids, code)
 
-    def put_all(self, places: Places, code: int) -> None:
-        """Give some places the same number."""
-        self._codes.update(zip(places, repeat(code)))
-
-    def drop(self, places: Iterable[int]) -> None:
-        """Forget what stands in some places."""
-        for place in places:
-            del self._codes[place], self._index[self._ids.pop(place)]
+    def drop(self, task_ids: Iterable[int]) -> None:
+        """Forget some of the ids."""
+        for task_id in task_ids:
+            del self._codes[task_id]
 
     def entries(self) -> Iterable[tuple[int, int]]:
         """Go through ids and numbers, in order."""
-        return zip(self._ids.values(), self._codes.values(), strict=True)
+        return self._codes.items()
 
     def with_codes(self, changes: dict[int, int]) -> Iterable[tuple[int, int]]:
-        """Go through ids and numbers, where those of some places are others."""
-        codes = self._codes | changes
-        return zip(self._ids.values(), codes.values(), strict=True)
+        """Go through ids and numbers, where those of some of the ids are others."""
+        return (self._codes | changes).items()

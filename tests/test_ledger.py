@@ -40,14 +40,6 @@ class LedgerMachine(RuleBasedStateMachine):
         result, status, final = verdict
         return self.ledger.code(2, result, status, final=final)
 
-    def places(self, task_ids: list[int]) -> range | list[int]:
-        places = [place for place in map(self.ledger.place, task_ids) if place is not None]
-        assert self.ledger.ids(places) == task_ids
-        # Places in a row may be told as a range.
-        if places and places == list(range(places[0], places[0] + len(places))):
-            return range(places[0], places[0] + len(places))
-        return places
-
     def book(self, task_id: int, verdict: tuple[StopResult, TaskStatus | None, bool]) -> None:
         self.open.pop(task_id)
         (self.final if verdict[2] else self.open)[task_id] = verdict
@@ -58,7 +50,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def admit(self, task_ids: list[int]) -> None:
         # Without a report a final verdict is forgotten; then nobody asks for the task again.
         task_ids = [n for n in task_ids if self.collect or n not in self.final]
-        fresh = self.ledger.ids(self.ledger.admit(task_ids, self.code(OPEN)))
+        fresh = self.ledger.admit(task_ids, self.code(OPEN))
         assert fresh == [n for n in task_ids if n not in self.open and n not in self.final]
         self.open |= dict.fromkeys(fresh, OPEN)
         self.order += fresh
@@ -72,17 +64,19 @@ class LedgerMachine(RuleBasedStateMachine):
         verdicts = data.draw(
             st.lists(st.sampled_from(VERDICTS), min_size=len(moved), max_size=len(moved))
         )
-        self.ledger.move(
-            self.places(moved), list(map(self.code, verdicts)), self.code(was) if was else None
-        )
+        self.ledger.move(moved, list(map(self.code, verdicts)), self.code(was) if was else None)
         for task_id, verdict in zip(moved, verdicts, strict=True):
             self.book(task_id, verdict)
 
     @precondition(lambda self: self.open)
-    @rule(data=st.data(), verdict=st.sampled_from(VERDICTS))
-    def move_all(self, data: st.DataObject, verdict: tuple[StopResult, TaskStatus, bool]) -> None:
-        moved = data.draw(st.lists(st.sampled_from(list(self.open)), unique=True))
-        self.ledger.move_all(self.places(moved), self.code(verdict))
+    @rule(data=st.data(), verdict=st.sampled_from(VERDICTS), known=st.booleans())
+    def move_all(
+        self, data: st.DataObject, verdict: tuple[StopResult, TaskStatus, bool], known: bool
+    ) -> None:
+        was = data.draw(st.sampled_from(list(self.open.values()))) if known else None
+        candidates = [n for n, verdict in self.open.items() if was in (None, verdict)]
+        moved = data.draw(st.lists(st.sampled_from(candidates), unique=True))
+        self.ledger.move_all(moved, self.code(verdict), self.code(was) if was else None)
         for task_id in moved:
             self.book(task_id, verdict)
 
@@ -90,9 +84,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def amend(self, data: st.DataObject) -> None:
         moved = data.draw(st.lists(st.sampled_from(list(self.open)), unique=True))
-        self.ledger.amend(
-            self.places(moved), lambda verdict: evolve(verdict, result=StopResult.UNCONFIRMED)
-        )
+        self.ledger.amend(moved, lambda verdict: evolve(verdict, result=StopResult.UNCONFIRMED))
         for task_id in moved:
             self.book(task_id, (StopResult.UNCONFIRMED, self.open[task_id][1], True))
 
@@ -128,8 +120,8 @@ class LedgerMachine(RuleBasedStateMachine):
             assert list(report) == self.order
         assert {each.task_id for each in self.ledger.leftovers()} == self.open.keys()
         for task_id, (result, status, _) in self.open.items():
-            [place] = self.places([task_id])
-            verdict = self.ledger.verdict(place)
+            assert task_id in self.ledger
+            verdict = self.ledger.verdict(task_id)
             assert (verdict.result, verdict.status) == (result, status)
 
 
@@ -148,9 +140,9 @@ def test_a_muted_ledger_announces_nothing_and_counts_on() -> None:
     asked = ledger.code(2, StopResult.NOT_SENT, final=False)
     sent = ledger.code(2, StopResult.STOP_SENT)
     ledger.admit([1, 2], asked)
-    ledger.move_all([0], sent)
-    ledger.mute()
     ledger.move_all([1], sent)
+    ledger.mute()
+    ledger.move_all([2], sent)
     assert ledger.untaken == 0
     assert list(ledger.take()) == []
     assert ledger.counts[StopResult.STOP_SENT] == 2
@@ -160,7 +152,7 @@ def test_changes_are_in_the_report_and_nowhere_else() -> None:
     ledger = Ledger(collect=True)
     ledger.admit([1, 2], ledger.code(2, StopResult.NOT_SENT, final=False))
     doubtful = ledger.code(2, StopResult.UNCONFIRMED)
-    report = ledger.report(StopStats(stop_calls=1), {0: doubtful})
+    report = ledger.report(StopStats(stop_calls=1), {1: doubtful})
     assert report == StopReport.of(
         [StopOutcome(1, 2, StopResult.UNCONFIRMED), StopOutcome(2, 2, StopResult.NOT_SENT)]
     )
@@ -173,14 +165,14 @@ def test_a_report_is_a_snapshot() -> None:
     asked = ledger.code(2, StopResult.NOT_SENT, final=False)
     ledger.admit([1], asked)
     before = ledger.report(StopStats(), {})
-    ledger.move_all([0], ledger.code(2, StopResult.STOP_SENT))
+    ledger.move_all([1], ledger.code(2, StopResult.STOP_SENT))
     assert before[1].result is StopResult.NOT_SENT
 
 
 def test_rewording_reaches_open_verdicts_only() -> None:
     ledger = Ledger(collect=True)
     ledger.admit([1, 2], ledger.code(2, StopResult.NOT_SENT, final=False))
-    ledger.move_all([0], ledger.code(2, StopResult.NOT_SENT, error="refused"))
+    ledger.move_all([1], ledger.code(2, StopResult.NOT_SENT, error="refused"))
     ledger.reword(lambda verdict: evolve(verdict, error="late"))
     assert [each.error for each in ledger.report(StopStats(), {}).values()] == ["refused", "late"]
 
@@ -192,7 +184,7 @@ def test_open_verdicts_that_are_announced_on_the_way_are_not_given_out(collect: 
     pooled = ledger.code(2, StopResult.NOT_SENT, TaskStatus.RUNNING, final=False)
     done = ledger.code(2, StopResult.NOT_RUNNING, TaskStatus.COMPLETED)
     ledger.admit([1, 2, 3], asked)
-    ledger.move(range(3), [pooled, done, pooled], asked)
+    ledger.move([1, 2, 3], [pooled, done, pooled], asked)
     assert [each.task_id for each in ledger.take()] == [2]
     assert [each.task_id for each in ledger.leftovers()] == [1, 3]
 
@@ -203,17 +195,17 @@ def test_what_a_server_says_of_each_task_is_told_and_counted(collect: bool) -> N
     ledger = Ledger(collect=collect)
     asked = ledger.code(2, StopResult.NOT_SENT, final=False)
     pooled = ledger.code(2, StopResult.NOT_SENT, TaskStatus.RUNNING, final=False)
-    places = ledger.admit(list(range(count)), asked)
+    task_ids = ledger.admit(list(range(count)), asked)
     first = iter(list[StopOutcome]())
-    for place in places:
-        texts = [ledger.code(2, StopResult.NOT_FOUND, None, f"no task {place}"), pooled]
-        ledger.move([place], [texts[place % 2]], asked)
-        if place == 0:
+    for task_id in task_ids:
+        texts = [ledger.code(2, StopResult.NOT_FOUND, None, f"no task {task_id}"), pooled]
+        ledger.move([task_id], [texts[task_id % 2]], asked)
+        if task_id == 0:
             first = ledger.take()  # begun before what it tells of is forgotten
-    odd = [place for place in places if place % 2]
-    for place in odd:
-        code = ledger.code(2, StopResult.NOT_RUNNING, f"Status {place}")
-        ledger.move_all([place], code, pooled)
+    odd = [n for n in task_ids if n % 2]
+    for task_id in odd:
+        code = ledger.code(2, StopResult.NOT_RUNNING, f"Status {task_id}")
+        ledger.move_all([task_id], code, pooled)
     told = list(first)
     while ledger.untaken:
         told += ledger.take()

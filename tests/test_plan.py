@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -148,13 +149,13 @@ class Drive:
         self.start(job)
 
     def start(self, job: Job) -> None:
-        calls = self.plan.calls(job)
+        calls = job.calls
         assert calls
         assert 0 < job.size <= self.plan.chunk
         assert len({call.project_id for call in calls}) == len(calls)
         self.jobs[job.work] += 1
         if job.work is Work.STOP:
-            for task_id in ids_of(self.plan, job):
+            for task_id in ids_of(job):
                 assert self.heard.get(task_id) == "Running", "stopped without need"
         self.plan.launch(job)
         self.flying.append(job)
@@ -171,10 +172,10 @@ class Drive:
         job = self.flying.pop(self.chance.randrange(len(self.flying)))
         if (error := self.fault(job)) is not None:
             if job.work is Work.STOP and not undone(error):
-                for task_id in ids_of(self.plan, job):
+                for task_id in ids_of(job):
                     self.heard[task_id] = "?"
             if isinstance(error, MethodError):
-                self.paused += self.plan.answered(job, [error] * len(job.parts))
+                self.paused += self.plan.answered(job, [error] * len(job.calls))
             else:
                 self.paused += self.plan.failed(job, error)
             return
@@ -185,7 +186,7 @@ class Drive:
             Work.CONFIRM: self.confirm,
         }[job.work]
         answers: list[Answer[list[Row]] | CtrlApiError] = []
-        for call in self.plan.calls(job):
+        for call in job.calls:
             rows = [row for task_id in call.task_ids for row in book(task_id)]  # type: ignore[union-attr]
             if self.mangle:
                 if self.chance.random() < 0.3:
@@ -268,8 +269,8 @@ class Drive:
         return [Row(task_id, said)]
 
 
-def ids_of(plan: StopPlan, job: Job) -> list[int]:
-    return [task_id for call in plan.calls(job) for task_id in call.task_ids]  # type: ignore[union-attr]
+def ids_of(job: Job) -> list[int]:
+    return [task_id for call in job.calls for task_id in call.task_ids]  # type: ignore[union-attr]
 
 
 def ceil_div(count: int, size: int) -> int:
@@ -356,9 +357,7 @@ def test_whatever_fails_each_task_has_one_outcome_and_no_stop_is_sent_blindly(
     world: dict[int, str], chunk: int, chance: random.Random, confirm: bool, collect: bool
 ) -> None:
     def fault(job: Job) -> CtrlApiError | None:
-        return (
-            chance.choice(FAULTS)(job, ids_of(drive.plan, job)) if chance.random() < 0.3 else None
-        )
+        return chance.choice(FAULTS)(job, ids_of(job)) if chance.random() < 0.3 else None
 
     drive = Drive(
         world, chance, chunk=chunk, mangle=True, fault=fault, confirm=confirm, collect=collect
@@ -397,7 +396,7 @@ def test_at_any_moment_all_is_accounted_for(
         counts[StopResult.NOT_SENT] -= len(under_way)
         counts[StopResult.UNCONFIRMED] += len(under_way)
         assert report.counts == counts
-    stops = {n for job in drive.flying if job.work is Work.STOP for n in ids_of(drive.plan, job)}
+    stops = {n for job in drive.flying if job.work is Work.STOP for n in ids_of(job)}
     drive.plan.close("the deadline")
     end = drive.ledger.report(StopStats(), {})
     assert list(end) == list(world)
@@ -419,7 +418,8 @@ def planned(chunk: int, count: int, **options: Any) -> StopPlan:
 
 
 def answered(plan: StopPlan, job: Job, status: str = "Running") -> None:
-    (call,) = plan.launch(job)
+    plan.launch(job)
+    (call,) = job.calls
     assert isinstance(call.task_ids, list)
     assert plan.answered(job, [Answer([Row(n, status) for n in call.task_ids])]) == []
 
@@ -483,13 +483,13 @@ def test_all_active_is_whatever_the_server_names() -> None:
     plan.source_open = False
     job = plan.pick()
     assert job is not None
-    assert plan.calls(job) == [Call(2, ALL_ACTIVE)]
+    assert job.calls == [Call(2, ALL_ACTIVE)]
     plan.launch(job)
     rows = [Row(9, "Running"), Row(5, "Scheduled"), Row(7, "Running"), Row(9, "Completed")]
     plan.answered(job, [Answer(rows)])
     stop = plan.pick()
     assert stop is not None
-    assert plan.calls(stop) == [Call(2, [7])]
+    assert stop.calls == [Call(2, [7])]
     answered(plan, stop, STOP_SENT)
     assert plan.pick() is None
     report = ledger.report(StopStats(), {})
@@ -521,7 +521,7 @@ def test_a_row_that_says_nothing_is_a_malformed_reply_that_says_where() -> None:
     plan.launch(job)
     answer = Answer([Row(0, "Running"), Row(1)], where="$.reply[3].result")
     [(again, error)] = plan.answered(job, [answer])
-    assert ids_of(plan, again) == [0, 1]
+    assert ids_of(again) == [0, 1]
     assert isinstance(error, ReplyError)
     assert error.where == "$.reply[3].result[1]"
 
@@ -540,37 +540,28 @@ def test_the_words_beside_a_result_tell_why_a_row_is_missing() -> None:
 # --- The pool -------------------------------------------------------------------------------------
 
 
-ranges = st.builds(
-    lambda start, size: range(start, start + size), st.integers(0), st.integers(0, 9)
-)
-
-
-def listed(places: Any) -> list[int]:
-    assert isinstance(places, range | list)
-    return list(places)
-
-
 @given(
-    st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers()) | ranges)),
+    st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers()))),
     st.lists(st.integers(1, 9)),
 )
 def test_a_pool_gives_back_what_it_got_in_order(
-    parts: list[tuple[int, list[int] | range]], limits: list[int]
+    portions: list[tuple[int, list[int]]], limits: list[int]
 ) -> None:
     pool = Pool()
     inside: list[tuple[int, int]] = []
-    for project_id, places in parts:
-        pool.add(project_id, places)
-        inside += [(project_id, n) for n in places]
+    for project_id, task_ids in portions:
+        pool.add(project_id, task_ids)
+        inside += [(project_id, n) for n in task_ids]
+    given_in = deepcopy(portions)
     for limit in limits:
         taken, inside = inside[:limit], inside[limit:]
-        assert [(project_id, listed(places)) for project_id, places in pool.take(limit)] == [
+        assert pool.take(limit) == [
             (project, [n for mine, n in taken if mine == project])
             for project in dict.fromkeys(mine for mine, _ in taken)
         ]
         assert pool.size == len(inside)
-    left = [(project, n) for [(project, places)] in pool.take_all(1) for n in listed(places)]
-    assert left == inside
+    assert pool.take_all(1) == [[(project_id, [n])] for project_id, n in inside]
+    assert portions == given_in  # others may hold these lists, too
 
 
 # --- What an error means --------------------------------------------------------------------------
@@ -637,7 +628,7 @@ def test_what_a_dead_project_still_answers_is_not_stopped() -> None:
     plan.answered(first, [GONE])
     plan.answered(second, [Answer([Row(22, "Running"), Row(23, "Completed")])])
     while job := plan.pick():
-        assert [call.project_id for call in plan.calls(job)] == [3]
+        assert [call.project_id for call in job.calls] == [3]
         answered(plan, job, "Completed")
     plan.close("")
     outcomes = said(plan._ledger.report(StopStats()))
@@ -665,11 +656,11 @@ def test_a_job_of_two_projects_goes_on_for_the_one_that_lives() -> None:
     assert first is not None
     plan.launch(first)
     plan.failed(other, RequestError("no answer"))
-    assert [call.project_id for call in plan.calls(first)] == [2]
+    assert [call.project_id for call in first.calls] == [2]
     plan.answered(first, [GONE])
     second = plan.pick()
     assert second is not None
-    assert [call.project_id for call in plan.calls(second)] == [3]
+    assert [call.project_id for call in second.calls] == [3]
 
 
 def test_a_waiting_job_loses_only_the_project_that_died() -> None:
@@ -688,7 +679,7 @@ def test_a_waiting_job_loses_only_the_project_that_died() -> None:
     plan.answered(last, [GONE])  # while 20, 21 and 22 beside 30 wait
     rest = plan.pick()
     assert rest is not None
-    assert plan.calls(rest) == [Call(3, [30])]
+    assert rest.calls == [Call(3, [30])]
     assert plan.pick() is None
 
 
@@ -724,10 +715,11 @@ def test_what_is_asked_again_goes_after_what_was_never_asked(again: str) -> None
         answered(plan, stop, STOP_SENT)
     plan.recheck()
     plan.follow()
-    places = []
+    asked = []
     while job := plan.pick():
-        places.append([call.task_ids for call in plan.launch(job)])
-    assert places == [[[1]], [[2]], [[0]]]
+        asked.append([call.task_ids for call in job.calls])
+        plan.launch(job)
+    assert asked == [[[1]], [[2]], [[0]]]
 
 
 def test_a_task_may_be_forgotten_before_it_is_fed() -> None:
@@ -737,7 +729,7 @@ def test_a_task_may_be_forgotten_before_it_is_fed() -> None:
     plan.feed(2, [0, 1])
     job = plan.pick()
     assert job is not None
-    assert plan.calls(job) == [Call(2, [0])]
+    assert job.calls == [Call(2, [0])]
     assert ledger.report(StopStats())[1].error == "nobody waits for it any more"
 
 

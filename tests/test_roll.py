@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ctrlapi_async.roll import Places, Roll, Window
+from ctrlapi_async.roll import Roll, Window
 
 IDS = st.lists(st.integers(0, 40), max_size=9)
 ids_in_some_order = IDS | IDS.map(sorted) | IDS.map(lambda ids: sorted(set(ids)))
-numbers = st.integers(0, 5)
+numbers = st.integers(0, 5) | st.sampled_from([254, 255, 256, 70_000])
 
 
 class RollMachine(RuleBasedStateMachine):
@@ -24,75 +24,73 @@ class RollMachine(RuleBasedStateMachine):
         self.roll: Roll | Window = Window() if window else Roll()
         self.rising = rising
         self.model: dict[int, int] = {}
-        self.place: dict[int, int] = {}
-        self.added = 0
 
     @rule(task_ids=ids_in_some_order, code=numbers)
     def add(self, task_ids: list[int], code: int) -> None:
         if self.rising:
             task_ids = [max(self.model, default=0) + 1 + n for n in sorted(set(task_ids))]
         fresh = [n for n in dict.fromkeys(task_ids) if n not in self.model]
-        places, known = self.roll.add(task_ids, code)
-        assert places == range(self.added, self.added + len(fresh))
+        added, known = self.roll.add(task_ids, code)
+        assert added == fresh
         assert sorted(known) == sorted({n for n in task_ids if n in self.model})
-        self.added += len(fresh)
         self.model |= dict.fromkeys(fresh, code)
-        self.place |= zip(fresh, places, strict=True)
 
-    def some(self, data: st.DataObject) -> list[int]:
-        return data.draw(st.lists(st.sampled_from(list(self.model)), unique=True))
-
-    def places(self, task_ids: list[int], as_range: bool) -> Places:
-        places = [self.place[n] for n in task_ids]
-        if as_range and places == list(range(places[0], places[0] + len(places))):
-            return range(places[0], places[0] + len(places))
-        return places
+    def some(self, data: st.DataObject, among: list[int] | None = None) -> list[int]:
+        """Some ids, in any order or in that in which they stand, or a row of neighbours."""
+        held = list(self.model) if among is None else among
+        chosen = st.lists(st.sampled_from(held), unique=True)
+        return data.draw(
+            chosen
+            | chosen.map(lambda some: sorted(some, key=held.index))
+            | st.tuples(st.integers(0, len(held)), st.integers(0, len(held))).map(
+                lambda ends: held[min(ends) : max(ends)]
+            )
+        )
 
     @precondition(lambda self: self.model)
-    @rule(data=st.data(), as_range=st.booleans())
-    def put(self, data: st.DataObject, as_range: bool) -> None:
-        task_ids = self.some(data) or list(self.model)
+    @rule(data=st.data())
+    def put(self, data: st.DataObject) -> None:
+        task_ids = self.some(data)
         codes = data.draw(st.lists(numbers, min_size=len(task_ids), max_size=len(task_ids)))
-        self.roll.put(self.places(task_ids, as_range), codes)
+        self.roll.put(task_ids, codes)
         self.model |= zip(task_ids, codes, strict=True)
 
     @precondition(lambda self: self.model)
-    @rule(data=st.data(), as_range=st.booleans(), code=numbers)
-    def put_all(self, data: st.DataObject, as_range: bool, code: int) -> None:
-        task_ids = self.some(data) or list(self.model)
-        self.roll.put_all(self.places(task_ids, as_range), code)
+    @rule(data=st.data(), code=numbers, known=st.booleans())
+    def put_all(self, data: st.DataObject, code: int, known: bool) -> None:
+        was = data.draw(st.sampled_from(list(self.model.values()))) if known else None
+        task_ids = self.some(data, [n for n in self.model if was in (None, self.model[n])])
+        self.roll.put_all(task_ids, code, was)
         self.model |= dict.fromkeys(task_ids, code)
 
     @precondition(lambda self: self.model)
-    @rule(data=st.data(), as_range=st.booleans())
-    def look(self, data: st.DataObject, as_range: bool) -> None:
-        task_ids = self.some(data) or list(self.model)
-        places = self.places(task_ids, as_range)
-        assert self.roll.ids_at(places) == task_ids
-        assert list(self.roll.codes_at(places)) == [self.model[n] for n in task_ids]
+    @rule(data=st.data())
+    def look(self, data: st.DataObject) -> None:
+        task_ids = self.some(data)
+        assert list(self.roll.codes_at(task_ids)) == [self.model[n] for n in task_ids]
 
     @precondition(lambda self: self.model and isinstance(self.roll, Window))
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
         assert isinstance(self.roll, Window)
         task_ids = self.some(data)
-        self.roll.drop([self.place.pop(n) for n in task_ids])
+        self.roll.drop(task_ids)
         for n in task_ids:
             del self.model[n]
 
     @precondition(lambda self: self.model)
     @rule(data=st.data(), code=numbers)
     def change_a_copy(self, data: st.DataObject, code: int) -> None:
-        task_ids = self.some(data)
-        copy = self.roll.with_codes({self.place[n]: code for n in task_ids})
+        changes = dict.fromkeys(self.some(data), code)
+        copy = self.roll.with_codes(changes)
         entries = copy.entries() if isinstance(copy, Roll) else copy
-        assert list(entries) == list((self.model | dict.fromkeys(task_ids, code)).items())
+        assert list(entries) == list((self.model | changes).items())
 
     @invariant()
     def all_is_as_in_the_dict(self) -> None:
         assert list(self.roll.entries()) == list(self.model.items())
         for task_id in range(-1, 60):
-            assert self.roll.place(task_id) == self.place.get(task_id)
+            assert (task_id in self.roll) is (task_id in self.model)
 
 
 TestRoll = RollMachine.TestCase

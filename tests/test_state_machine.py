@@ -311,7 +311,7 @@ class Machine(RuleBasedStateMachine):
 
     def admit(self, task_ids: Sequence[int]) -> None:
         for task_id in task_ids:
-            if self.ledger.place(task_id) is not None:
+            if task_id in self.ledger:
                 continue
             if account := self.accounts.get(task_id):
                 assert not self.collect
@@ -355,7 +355,7 @@ class Machine(RuleBasedStateMachine):
     # --- jobs out
 
     def ids_of(self, job: Job) -> list[int]:
-        return [task_id for call in self.plan.calls(job) for task_id in listed(call)]
+        return [task_id for call in job.calls for task_id in listed(call)]
 
     @precondition(lambda self: len(self.flying) < FLIGHTS and not self.closed)
     @rule(ceiling=st.none() | st.integers(1, 9), most=st.integers(1, FLIGHTS))
@@ -377,7 +377,8 @@ class Machine(RuleBasedStateMachine):
     def start(self, job: Job, limit: int) -> None:
         """Send a job, if it is one that may be sent."""
         assert not self.doomed, "a request after the doom"
-        calls = self.plan.launch(job)
+        self.plan.launch(job)
+        calls = job.calls
         assert calls
         assert all(call.task_ids for call in calls)
         assert job.size <= limit
@@ -461,7 +462,7 @@ class Machine(RuleBasedStateMachine):
         self.abandon(*self.paused.pop(index % len(self.paused)))
 
     def abandon(self, job: Job, error: CtrlApiError) -> None:
-        for call in self.plan.calls(job):
+        for call in job.calls:
             self.leave(call)
         self.plan.give_up(job, error)
 
@@ -495,7 +496,7 @@ class Machine(RuleBasedStateMachine):
         unsure = [task_id for task_id in self.asked if self.accounts[task_id].unsure]
         task_id = (unsure or self.asked)[number % len(unsure or self.asked)]
         self.forgotten.add(task_id)
-        self.accounts[task_id].unwanted |= self.ledger.place(task_id) is not None
+        self.accounts[task_id].unwanted |= task_id in self.ledger
         self.plan.forget(task_id)
 
     @precondition(still_open)
@@ -563,7 +564,7 @@ class Machine(RuleBasedStateMachine):
     def land(self, job: Job, kind: str | None, chance: random.Random | None) -> None:
         """Answer a job: each of its calls in one way, or in any (None)."""
         answers: list[Answer[list[Row]] | CtrlApiError] = []
-        for call in self.plan.calls(job):
+        for call in job.calls:
             way = kind or whim(chance, ROWS, ODD, 0.0)
             answers.append(self.reply(job, call, way, chance))
         self.pause(self.plan.answered(job, answers))
@@ -661,7 +662,7 @@ class Machine(RuleBasedStateMachine):
         rows: dict[int, list[Row]] = {task_id: [] for task_id in listed(call)}
         if call.task_ids is ALL_ACTIVE:
             names = dict.fromkeys(row.task_id for row in answer.result)
-            rows = {task_id: [] for task_id in names if self.ledger.place(task_id) is None}
+            rows = {task_id: [] for task_id in names if task_id not in self.ledger}
             self.admit(list(rows))
         for row in answer.result:
             if row.task_id in rows:
@@ -804,7 +805,7 @@ class Machine(RuleBasedStateMachine):
         job = self.flying.pop(index % len(self.flying))
         error = self.met(job, fault, chance)
         if isinstance(error, HttpError) and error.status == 413:
-            for call in self.plan.calls(job):
+            for call in job.calls:
                 self.shrink(job, call)
         self.pause(self.plan.failed(job, error))
 
@@ -818,7 +819,7 @@ class Machine(RuleBasedStateMachine):
     def met(self, job: Job, fault: Fault, chance: random.Random) -> CtrlApiError:
         """Give an error that a job meets, and let the server do what it says that it may have."""
         words = self.words(*self.ids_of(job))
-        for call in self.plan.calls(job) if job.work is Work.STOP else ():
+        for call in job.calls if job.work is Work.STOP else ():
             if fault.undone:
                 self.undo(call)
                 continue
@@ -832,14 +833,14 @@ class Machine(RuleBasedStateMachine):
     @rule(index=indexes)
     def refuse_user(self, index: int) -> None:
         job = self.flying.pop(index % len(self.flying))
-        if len(job.parts) == 1 and self.spared(job.parts[0].project_id):
+        if len(job.calls) == 1 and self.spared(job.calls[0].project_id):
             self.land(job, ROWS, None)
             return
         words = self.words(*self.ids_of(job))
-        for call in self.plan.calls(job):
+        for call in job.calls:
             if job.work is Work.STOP:
-                self.undo(call, again=len(job.parts) > 1)
-            if len(job.parts) == 1:
+                self.undo(call, again=len(job.calls) > 1)
+            if len(job.calls) == 1:
                 self.die(job, call, words)
         self.pause(self.plan.failed(job, UserUnavailableError("request", words)))
 
@@ -848,7 +849,7 @@ class Machine(RuleBasedStateMachine):
     def fail_for_good(self, index: int, fault: Fault, chance: random.Random) -> None:
         job = self.flying.pop(index % len(self.flying))
         error = self.met(job, fault, chance)
-        for call in self.plan.calls(job):
+        for call in job.calls:
             self.doom(job, call, words_of(error))
         self.pause(self.plan.failed(job, error))
 
@@ -937,7 +938,7 @@ class Machine(RuleBasedStateMachine):
             account, outcome = self.accounts[task_id], report[task_id]
             assert account.outcome is None, "announced before its time"
             unsure = account.unsure and not self.closed
-            assert (self.ledger.place(task_id) in under_way) is unsure
+            assert (task_id in under_way) is unsure
             assert outcome.project_id == project_of(task_id)
             if self.closed:
                 self.assert_final(outcome, account)
@@ -945,7 +946,7 @@ class Machine(RuleBasedStateMachine):
                 assert outcome.result is account.now, (outcome, account)
                 assert account.open or account.unsure
                 assert not account.over
-        assert undecided.keys() >= set(self.ledger.ids(list(under_way)))
+        assert undecided.keys() >= under_way.keys()
         assert self.plan.unconfirmed_count() == len(under_way)
         if not self.collect:
             assert sum(self.ledger.counts.values()) == len(self.asked)
