@@ -28,7 +28,6 @@ def reply(method: str, row: Callable[[int], str], ids: Sequence[int]) -> bytes:
     return f'{{"reply":[{{"method":"{method}","id":1,"result":[{rows}]}}]}}'.encode()
 
 
-CHECKS: Final = wire.ReplyDecoder[list[wire.Row]](list[wire.Row], list[wire.CheckedRow])
 CHECKED: Final = reply("TaskStatus", status_row, IDS)
 STOPPED: Final = reply("TaskStop", stop_row, RUNNING)
 
@@ -46,33 +45,44 @@ def report() -> StopReport:
 
 def test_encode(benchmark: BenchmarkFixture) -> None:
     """A request is written."""
-    calls = [(wire.TASK_STATUS, wire.task_params(PROJECT, IDS))]
-    assert benchmark(wire.encode, USER, calls)
 
+    def write() -> bytes:
+        params = wire.task_params(PROJECT, wire.ids_text(IDS))
+        return wire.encode(USER, [(wire.TASK_STATUS, params)])
 
-def test_decode_status(benchmark: BenchmarkFixture) -> None:
-    """A reply to TaskStatus is read."""
-    [answer] = benchmark(CHECKS.decode, CHECKED, [wire.TASK_STATUS])
-    assert isinstance(answer, wire.Answer)
+    assert benchmark(write)
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["first", "later"])
-def test_decode_stop(benchmark: BenchmarkFixture, *, known: bool) -> None:
-    """A reply to TaskStop is read, the first one of its text or a later one."""
-    decoder = wire.StopDecoder()
+@pytest.mark.parametrize(
+    ("method", "body", "ids"),
+    [(wire.TASK_STATUS, CHECKED, IDS), (wire.TASK_STOP, STOPPED, RUNNING)],
+    ids=["status", "stop"],
+)
+def test_decode(
+    benchmark: BenchmarkFixture, method: str, body: bytes, ids: list[int], *, known: bool
+) -> None:
+    """A reply is read, the first one of its hand or a later one."""
+    decoder = wire.RowDecoder(method)
+    asked = [wire.ids_text(ids)]
+    decoder.decode(body, asked)
     [answer] = benchmark(
-        lambda: (decoder if known else wire.StopDecoder()).decode(STOPPED, [RUNNING])
+        lambda: (decoder if known else wire.RowDecoder(method)).decode(body, asked)
     )
     assert isinstance(answer, wire.Answer)
-    assert answer.all_sent
+    assert bool(answer.marks) is known
 
 
 def test_plan(benchmark: BenchmarkFixture) -> None:
     """A chunk is fed, checked and stopped, from decoded replies to its last verdict."""
-    answers = [
-        CHECKS.decode(CHECKED, [wire.TASK_STATUS]),
-        wire.StopDecoder().decode(STOPPED, [RUNNING]),
-    ]
+    answers = []
+    for method, body, ids in (
+        (wire.TASK_STATUS, CHECKED, IDS),
+        (wire.TASK_STOP, STOPPED, RUNNING),
+    ):
+        decoder = wire.RowDecoder(method)
+        decoder.decode(body, [wire.ids_text(ids)])
+        answers.append(decoder.decode(body, [wire.ids_text(ids)]))
 
     def run() -> Ledger:
         ledger = Ledger(collect=True)

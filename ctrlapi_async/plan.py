@@ -70,6 +70,11 @@ class Call(NamedTuple):
     project_id: int
     task_ids: list[int] | AllActive
 
+    @property
+    def size(self) -> int:
+        """How many task ids it carries; `"*"` is one."""
+        return 1 if isinstance(self.task_ids, AllActive) else len(self.task_ids)
+
 
 @define(eq=False)
 class Job:
@@ -94,7 +99,7 @@ class Job:
     @property
     def size(self) -> int:
         """How many task ids it carries; `"*"` is one."""
-        return sum(map(_size, self.calls))
+        return sum(call.size for call in self.calls)
 
 
 class Repeat(NamedTuple):
@@ -154,12 +159,16 @@ class _Codes:
         running: Running when checked, and not stopped yet.
         sent: Stopped.
         found: By the status that a check finds.
+        marked: By the status' mark.
+        table: The same in a form in which it is quickly looked up.
     """
 
     unasked: int
     running: int
     sent: int
     found: dict[str | None, int] = field(factory=dict)
+    marked: dict[int, int] = field(factory=dict)
+    table: Sequence[int] = b""
 
 
 class StopPlan:
@@ -584,8 +593,10 @@ class StopPlan:
 
     def _codes_in_order(
         self, project_id: int, asked: list[int], answer: wire.Answer[list[wire.Row]]
-    ) -> list[int]:
+    ) -> Sequence[int]:
         """Give the verdict of each task that was asked for."""
+        if answer.marks:
+            return self._codes_of_marks(project_id, answer.marks)
         rows = answer.result
         if rows and isinstance(rows[0], wire.CheckedRow) and [row.task_id for row in rows] == asked:
             known = self._codes_of(project_id).found
@@ -605,6 +616,17 @@ class StopPlan:
             for task_id in asked
         ]
 
+    def _codes_of_marks(self, project_id: int, marks: bytes) -> Sequence[int]:
+        """Give the verdicts that the marks of statuses stand for."""
+        known = self._codes_of(project_id)
+        if new := marks.translate(None, bytes(known.marked)):
+            for mark in set(new):
+                known.marked[mark] = self._status_code(project_id, wire.STATUSES[mark])
+            known.table = _packed([known.marked.get(mark, 0) for mark in range(256)])
+        if isinstance(known.table, bytes):
+            return marks.translate(known.table)
+        return [known.table[mark] for mark in marks]
+
     def _missing_code(self, project_id: int, row: wire.Row | None, words: str | None) -> int:
         """Give the verdict of a task for which a check brought no status."""
         error = row.error if row is not None else words or "the reply holds no row for it"
@@ -614,7 +636,7 @@ class StopPlan:
         """Book what became of stops; give those of which that is not known."""
         project_id, asked = call.project_id, _listed(call)
         was = self._codes_of(project_id).running if job.lost is None else None
-        if answer.all_sent:
+        if answer.marks:  # there is one usual status only
             self._sent(project_id, asked, was)
             return []
         sent: list[int] = []
@@ -847,10 +869,6 @@ def _listed(call: Call) -> list[int]:
     return [] if isinstance(call.task_ids, AllActive) else call.task_ids
 
 
-def _size(call: Call) -> int:
-    return 1 if isinstance(call.task_ids, AllActive) else len(call.task_ids)
-
-
 def _divided(call: Call, chosen: set[int]) -> tuple[list[int], list[int]]:
     """Divide the tasks of a call into those that are chosen and the others."""
     listed = _listed(call)
@@ -863,7 +881,7 @@ def _halves(job: Job) -> tuple[Job, Job]:
     front: list[Call] = []
     back: list[Call] = []
     for call in job.calls:
-        size = _size(call)
+        size = call.size
         if size <= room:
             front.append(call)
         elif room == 0:
@@ -876,7 +894,7 @@ def _halves(job: Job) -> tuple[Job, Job]:
     return evolve(job, calls=front), evolve(job, calls=back)
 
 
-def _packed(codes: list[int]) -> Sequence[int]:
+def _packed(codes: Sequence[int]) -> Sequence[int]:
     """Give numbers in a byte each, in which they are quickly looked through, if they are small."""
     try:
         return bytes(codes)
@@ -893,7 +911,7 @@ def _select(task_ids: list[int], codes: Sequence[int], wanted: int) -> list[int]
 
 
 def _by_task(
-    answer: wire.Answer[list[wire.Row]], asked: Iterable[int] | None
+    answer: wire.Answer[list[wire.Row]], asked: Sequence[int] | None
 ) -> dict[int, wire.Row]:
     """Give what TaskStatus said of each task; of several rows one that is not Running wins."""
     found: dict[int, wire.Row] = {}
@@ -905,7 +923,7 @@ def _by_task(
 
 
 def _by_stopped_task(
-    answer: wire.Answer[list[wire.Row]], asked: Iterable[int]
+    answer: wire.Answer[list[wire.Row]], asked: Sequence[int]
 ) -> dict[int, wire.Row]:
     """Give what TaskStop said of each task, and nothing where two rows contradict each other."""
     found: dict[int, wire.Row] = {}
@@ -917,10 +935,10 @@ def _by_stopped_task(
     return {task_id: row for task_id, row in found.items() if task_id not in torn}
 
 
-def _told(answer: wire.Answer[list[wire.Row]], asked: Iterable[int] | None) -> Iterable[wire.Row]:
-    """Go through the rows of tasks that were asked for; None: all tasks."""
+def _told(answer: wire.Answer[list[wire.Row]], asked: Sequence[int] | None) -> Iterable[wire.Row]:
+    """Go through the rows of tasks that were asked for; None: of all tasks."""
     wanted = None if asked is None else set(asked)
-    for place, row in enumerate(answer.result):
+    for place, row in enumerate(wire.rows_of(answer, asked)):
         if row.status is None and row.error is None:
             raise ReplyError("neither `status` nor `error`", f"{answer.where}[{place}]")
         if wanted is None or row.task_id in wanted:

@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import AsyncIterable, Iterable, Mapping
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from ctrlapi_async import wire
 from ctrlapi_async.bulk import Options, StopRun, Targets
@@ -51,7 +51,6 @@ T = TypeVar("T")
 TaskIds = int | Iterable[int] | AllActive
 AnyTaskIds = TaskIds | AsyncIterable[int]
 
-_CHECKS: Final = wire.ReplyDecoder[list[wire.Row]](list[wire.Row], list[wire.CheckedRow])
 _STATES: Final = wire.ReplyDecoder[list[dict[str, Any]]](list[dict[str, Any]])
 _ANYTHING: Final = wire.ReplyDecoder[Any](Any)
 
@@ -113,7 +112,9 @@ class ControlSession:
         self._retry = retry
         self._pace = Pace(batching.max_concurrency)
         self._ids = itertools.count(1)
-        self._stops = wire.StopDecoder()
+        self._decoders = {
+            method: wire.RowDecoder(method) for method in (wire.TASK_STATUS, wire.TASK_STOP)
+        }
         self._state = "is not entered yet: use `async with`"
         self._runs: set[StopRun] = set()
         self._gatherer = Gatherer(self._run, batching.linger)
@@ -414,24 +415,23 @@ class ControlSession:
         self, method: str, calls: list[Call], rows: dict[int, dict[str, Any]] | None = None
     ) -> _Answers:
         """Send one request of a run; `rows`, if given, takes in the whole rows of the reply."""
-        asked = [task_ids for _, task_ids in calls]
+        asked = [wire.ids_text(task_ids) for _, task_ids in calls]
 
         def read(body: bytes, first_id: int) -> _Answers:
-            if method == wire.TASK_STOP:
-                # Only TaskStatus is called with "*".
-                return self._stops.decode(body, cast("list[list[int]]", asked), first_id)
-            methods = [method] * len(asked)
-            answers = _CHECKS.decode(body, methods, first_id)
+            answers = self._decoders[method].decode(body, asked, first_id)
             if rows is not None:
-                for answer in _STATES.decode(body, methods, first_id):
+                for answer in _STATES.decode(body, [method] * len(asked), first_id):
                     if isinstance(answer, wire.Answer):
                         rows.update((row["task_id"], row) for row in answer.result)
             return answers
 
         return await self._exchange(
-            [(method, wire.task_params(project_id, task_ids)) for project_id, task_ids in calls],
+            [
+                (method, wire.task_params(call.project_id, ids))
+                for call, ids in zip(calls, asked, strict=True)
+            ],
             read,
-            size=sum([1 if ids is ALL_ACTIVE else len(ids) for ids in asked]),
+            size=sum([call.size for call in calls]),
         )
 
     async def _exchange(

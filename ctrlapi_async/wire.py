@@ -78,13 +78,14 @@ def _decoder_of(result: object) -> msgspec.json.Decoder[_Reply[Any]]:
 class Answer(msgspec.Struct, Generic[T]):
     """What the server answered to one call: its result, the words beside it, and its path.
 
-    `all_sent` stands for rows that say of each task, in order, that its stop was sent.
+    Where each task that was asked for has a usual status, `marks` may stand for the rows: a byte
+    each, in the order asked for (`STATUSES`). The result is empty then.
     """
 
     result: T
     words: str | None = None
     where: str = "$.reply[0].result"
-    all_sent: bool = False
+    marks: bytes = b""
 
 
 class ReplyDecoder(Generic[T]):
@@ -159,68 +160,176 @@ class ReplyDecoder(Generic[T]):
         return Answer(entry.result, words, f"$.reply[{place}].result")
 
 
-_STOPS: Final = ReplyDecoder[list[Row]](list[Row])
+ROWS: Final = ReplyDecoder[list[Row]](list[Row], list[CheckedRow])
+"""Decodes any reply to TaskStatus or TaskStop."""
+
+# The usual statuses, and the letters by which they are known: those of a row's other parts are
+# none of them, and if only these are picked out of a row, this is what is left.
+_LETTERS: Final = {
+    TASK_STATUS: {
+        "Scheduled": b"Sh",
+        "Explore": b"x",
+        "Running": b"g",
+        "Completed": b"Cm",
+        "Rejected": b"j",
+        "Canceled": b"C",
+        "Stalled": b"S",
+    },
+    TASK_STOP: {STOP_SENT: b"q"},
+}
+
+STATUSES: Final = {
+    letters[-1]: status for usual in _LETTERS.values() for status, letters in usual.items()
+}
+"""The usual statuses by their marks: the last of the letters by which they are known."""
 
 
-class StopDecoder:
-    """Decodes one server's replies to TaskStop.
+class RowDecoder:
+    """Decodes one server's replies to TaskStatus or TaskStop.
 
-    Strategy: nearly all of them say of each task asked for, in order, that its stop was sent, and
-    differ in nothing but the ids. The first of them is read like any other, and shows how this
-    server writes them; one of the same text but for the ids is known without being read.
+    Strategy: many of them say of each task asked for, in order, its id and a usual status, and
+    differ in nothing else. The first of these is read like any other, and shows how this server
+    writes them (`_Hand`); the others are known by that, and not read.
+
+    Args:
+        method: The method that is called.
     """
 
-    def __init__(self) -> None:
-        # The text of a whole reply, with marks for the ids, and what stands between two of the
-        # tasks' ids. Empty as long as no such reply has shown them.
-        self._text = b""
-        self._between = b""
+    def __init__(self, method: str) -> None:
+        self._method = method
+        self._hand: _Hand | None = None
 
     def decode(
-        self, body: bytes, asked: Sequence[list[int]], first_id: int = 1
+        self, body: bytes, asked: Sequence[bytes], first_id: int = 1
     ) -> list[Answer[list[Row]] | CtrlApiError]:
         """Read a reply, and give and raise what `ReplyDecoder.decode` does.
 
         Args:
             body: The HTTP body.
-            asked: The tasks of each call.
+            asked: The ids of each call, as `ids_text` writes them.
             first_id: The `id` of the first call; the others follow it.
         """
-        ids = msgspec.json.encode(asked[0])[1:-1] if len(asked) == 1 else b""
-        if self._text and ids and body == self._written(ids, first_id):
-            return [Answer([], all_sent=True)]
-        answers = _STOPS.decode(body, [TASK_STOP] * len(asked), first_id)
-        for answer, task_ids in zip(answers, asked, strict=True):
-            if isinstance(answer, Answer):
-                answer.all_sent = answer.result == [Row(n, STOP_SENT) for n in task_ids]
-                if answer.all_sent and b"," in ids:
-                    self._learn(body, ids, first_id)
+        ids = asked[0].strip(b"[]") if len(asked) == 1 and asked[0] != _ALL else b""
+        if ids and self._hand is not None and (marks := self._hand.marks(body, ids, first_id)):
+            return [Answer([], marks=marks)]
+        answers = ROWS.decode(body, [self._method] * len(asked), first_id)
+        if b"," in ids and isinstance(answers[0], Answer):
+            hand = _Hand.of(self._method, body, ids.split(b","), answers[0], first_id)
+            self._hand = hand or self._hand
         return answers
 
-    def _written(self, ids: bytes, call_id: int) -> bytes:
-        """Write the reply that says "sent" of the tasks with these ids, as this server would."""
-        rows = ids.replace(b",", self._between)
-        return self._text.replace(_CALL_ID, b"%d" % call_id).replace(_TASK_IDS, rows)
 
-    def _learn(self, body: bytes, ids: bytes, call_id: int) -> None:
-        """Find out how a reply is written that says "sent" of two or more tasks."""
-        one, other = ids.split(b",", 2)[:2]
-        between = re.search(
-            # Not more than is usual: it will stand between any number of ids.
-            rb'"task_id"\s{0,9}:\s{0,9}%b(.{1,200}?"task_id"\s{0,9}:\s{0,9})%b' % (one, other),
+class _Hand:
+    """How a server writes a reply that says of some tasks what is usual.
+
+    Strategy: what the statuses may be is told by single letters. Whether the guess is right, and
+    all else as usual, is told by writing the reply anew: it must be the same to the byte.
+
+    Args:
+        method: The method that is called.
+        head: What stands before the first task's id.
+        of_status: What stands from an id to its status.
+        of_next: What stands from a status to the next id.
+        tail: What stands behind the last status.
+    """
+
+    def __init__(
+        self, method: str, head: bytes, of_status: bytes, of_next: bytes, tail: bytes
+    ) -> None:
+        self._head = head
+        self._of_next = of_next
+        self._tail = tail
+        usual = _LETTERS[method]
+        # By mark: what stands from an id to the next one.
+        self._words = {
+            letters[-1]: of_status + status.encode() + of_next for status, letters in usual.items()
+        }
+        self._pairs = [letters for letters in usual.values() if len(letters) > 1]
+        self._others = bytes(set(range(256)).difference(*usual.values()))
+
+    @classmethod
+    def of(
+        cls, method: str, body: bytes, ids: list[bytes], answer: Answer[list[Row]], call_id: int
+    ) -> _Hand | None:
+        """Learn it from a reply that was read, if that says what is usual of its tasks."""
+        found = re.search(
+            # Not more space than is usual: it will be written into any number of rows.
+            rb'"task_id"\s{0,30}:\s{0,30}%b(\s{0,30},\s{0,30}"status"\s{0,30}:\s{0,30}")[^"]*'
+            rb'("\s{0,30}}\s{0,30},\s{0,30}{\s{0,30}"task_id"\s{0,30}:\s{0,30})%b\b'
+            % (ids[0], ids[1]),
             body,
-            re.DOTALL,
         )
-        if between is not None:
-            text = body.replace(ids.replace(b",", between[1]), _TASK_IDS)
-            if text.count(b'"task_id"') == 1:  # and so all others stand between two ids
-                self._between = between[1]
-                self._text = re.sub(rb'("id"\s*:\s*)%d\b' % call_id, rb"\1" + _CALL_ID, text)
+        usual = _LETTERS[method]
+        if (
+            found is None
+            or answer.words is not None
+            or [b"%d" % row.task_id for row in answer.result] != ids
+            or not all(row.status in usual and row.error is None for row in answer.result)
+        ):
+            return None
+        of_status, of_next = found.groups()
+        head, _, tail = body.partition(
+            of_next.join(
+                [
+                    task_id + of_status + str(row.status).encode()
+                    for task_id, row in zip(ids, answer.result, strict=True)
+                ]
+            )
+        )
+        around = head + tail
+        if (
+            not tail  # the rows do not all look like the first one
+            or around.count(b'"task_id"') != 1  # there are more of them, somewhere
+            or around.count(b'"id"') > 1  # one of which may be another call's
+            or b"\\" in around  # with which a name can be spelled in another way
+        ):
+            return None
+        this_call = rb'("id"\s*:\s*)%d\b' % call_id
+        head, tail = (re.sub(this_call, rb"\1" + _CALL_ID, part) for part in (head, tail))
+        return cls(method, head, of_status, of_next, tail)
+
+    def marks(self, body: bytes, ids: bytes, call_id: int) -> bytes:
+        """Give the marks of a reply that is written so; none of any other."""
+        head, tail = (part.replace(_CALL_ID, b"%d" % call_id) for part in (self._head, self._tail))
+        if not (body.startswith(head) and body.endswith(tail)):
+            return b""
+        rows = body[len(head) : -len(tail)] + self._of_next
+        count = ids.count(b",") + 1
+        marks = self._guess(rows, count)
+        if len(marks) != count:
+            return b""
+        if marks.count(marks[:1]) == count:
+            word = self._words[marks[0]]
+            written = ids.replace(b",", word) + word
+        else:
+            pieces = [b""] * (2 * count)
+            pieces[::2] = ids.split(b",")
+            pieces[1::2] = map(self._words.__getitem__, marks)
+            written = b"".join(pieces)
+        return marks if written == rows else b""
+
+    def _guess(self, rows: bytes, count: int) -> bytes:
+        """Give what the marks are if the rows are written so."""
+        if len(self._words) == 1:
+            return bytes(self._words) * count
+        marks = rows.translate(None, self._others)
+        for pair in self._pairs:
+            marks = marks.replace(pair, pair[-1:])
+        return marks
 
 
-_TASK_IDS: Final = b"\0"
-_CALL_ID: Final = b"\1"
-"""Marks that stand in no reply: JSON has no control characters."""
+_ALL: Final = b'"*"'
+_CALL_ID: Final = b"\0"
+"""A mark that stands in no reply: JSON has no control characters."""
+
+
+def rows_of(answer: Answer[list[Row]], task_ids: Sequence[int] | None) -> list[Row]:
+    """Give the rows of an answer about some tasks; None: about those that the server chose."""
+    if task_ids is None or not answer.marks:
+        return answer.result
+    return [
+        Row(task_id, STATUSES[mark]) for task_id, mark in zip(task_ids, answer.marks, strict=True)
+    ]
 
 
 def encode(
@@ -247,12 +356,15 @@ def encode(
     )
 
 
-def task_params(project_id: int, task_ids: list[int] | AllActive) -> dict[str, Any]:
-    """Give the params of TaskStatus and TaskStop: one id goes bare, several as an array."""
-    ids: object = task_ids
-    if isinstance(task_ids, list) and len(task_ids) == 1:
-        [ids] = task_ids
-    return {"project_id": project_id, "task_ids": ids}
+def ids_text(task_ids: list[int] | AllActive) -> bytes:
+    """Write the `task_ids` of TaskStatus and TaskStop: one id goes bare, several as an array."""
+    text = msgspec.json.encode(task_ids)
+    return text if b"," in text else text.strip(b"[]")
+
+
+def task_params(project_id: int, ids: bytes) -> dict[str, Any]:
+    """Give the params of TaskStatus and TaskStop, with ids that `ids_text` wrote."""
+    return {"project_id": project_id, "task_ids": msgspec.Raw(ids)}
 
 
 def method_error(method: str, text: str) -> MethodError:

@@ -36,6 +36,7 @@ from ctrlapi_async.plan import (
     passes,
     undone,
 )
+from ctrlapi_async.wire import STATUSES as STATUSES_BY_MARK
 from ctrlapi_async.wire import STOP_SENT, Answer, Row
 
 if TYPE_CHECKING:
@@ -743,3 +744,28 @@ def test_what_is_known_of_a_dead_project_is_said_of_all_its_tasks_at_any_end() -
         22: "project 2 does not exist",
         30: "the deadline",
     }
+
+
+def test_marks_mean_the_same_in_any_number_of_projects() -> None:
+    ledger = Ledger(collect=True)
+    plan = StopPlan(ledger)
+    marks = bytes(mark for mark, status in STATUSES_BY_MARK.items() if status in STATUSES)
+    [sent] = [bytes([mark]) for mark, status in STATUSES_BY_MARK.items() if status == STOP_SENT]
+    plan.chunk = len(marks)
+    for project_id in range(60):  # with more verdicts than a byte has numbers for
+        plan.feed(project_id, [100 * project_id + place for place in range(len(marks))])
+    plan.source_open = False
+    while (job := plan.pick()) is not None:
+        plan.launch(job)
+        answers = [
+            Answer(list[Row](), marks=marks if job.work is Work.CHECK else sent * call.size)
+            for call in job.calls
+        ]
+        assert not plan.answered(job, answers)
+    outcomes = ledger.report(StopStats())
+    for project_id in range(60):
+        for place, mark in enumerate(marks):
+            outcome = outcomes[100 * project_id + place]
+            runs = STATUSES_BY_MARK[mark] == "Running"
+            assert outcome.result is (StopResult.STOP_SENT if runs else StopResult.NOT_RUNNING)
+            assert (outcome.project_id, outcome.status) == (project_id, STATUSES_BY_MARK[mark])
