@@ -263,7 +263,7 @@ class _Hand:
         if (
             found is None
             or answer.words is not None
-            or [b"%d" % row.task_id for row in answer.result] != ids
+            or len(answer.result) != len(ids)
             or not all(row.status in usual and row.error is None for row in answer.result)
         ):
             return None
@@ -278,8 +278,7 @@ class _Hand:
         )
         around = head + tail
         if (
-            not tail  # the rows do not all look like the first one
-            or around.count(b'"task_id"') != 1  # there are more of them, somewhere
+            around.count(b'"task_id"') != 1  # rows that look otherwise, or are of other tasks
             or around.count(b'"id"') > 1  # one of which may be another call's
             or b"\\" in around  # with which a name can be spelled in another way
         ):

@@ -182,6 +182,20 @@ def test_a_reply_to_several_calls_is_read(method: str) -> None:
     assert [row.task_id for row in first.result + second.result] == [3, 4, 6]
 
 
+@both_methods
+@pytest.mark.parametrize("byte", [b"7", b" ", b"x", b'"'])
+def test_no_byte_of_a_reply_goes_unseen(byte: bytes, method: str) -> None:
+    decoder = wire.RowDecoder(method)
+    body = HANDS["dense"](method, rows(method, [1, 12]), 1)
+    decoder.decode(body, [b"[1,12]"], 1)
+    for at in range(len(body)):
+        other = body[:at] + byte + body[at + 1 :]
+        assert meaning(lambda: decoder.decode(other, [b"[1,12]"], 1), [[1, 12]]) == meaning(  # noqa: B023
+            lambda: list(wire.ROWS.decode(other, [method], 1)),  # noqa: B023
+            [[1, 12]],
+        )
+
+
 @given(st.data())
 def test_what_is_known_is_what_reading_would_tell(data: st.DataObject) -> None:
     """Whatever was seen before, and whatever came of a reply on its way."""
