@@ -143,6 +143,17 @@ def test_other_replies_are_read(hand: Hand, method: str) -> None:
 
 
 @both_methods
+@pytest.mark.parametrize("ids", [[1, 2], [1, 2, 3, 4]])
+def test_a_reply_about_fewer_or_more_tasks_is_read(ids: list[int], method: str) -> None:
+    decoder = wire.RowDecoder(method)
+    for _ in range(2):
+        body = HANDS["dense"](method, rows(method, ids), 1)
+        [answer] = decoder.decode(body, [b"[1,2,3]"], 1)
+        assert isinstance(answer, wire.Answer)
+        assert [row.task_id for row in answer.result] == ids
+
+
+@both_methods
 @pytest.mark.parametrize("odd", ODD_HANDS)
 def test_an_odd_reply_in_between_changes_nothing(odd: str, method: str) -> None:
     decoder = wire.RowDecoder(method)
