@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Literal, TypeVar
 
 import msgspec
@@ -246,6 +247,8 @@ class _Hand:
         }
         self._pairs = [letters for letters in usual.values() if len(letters) > 1]
         self._others = bytes(set(range(256)).difference(*usual.values()))
+        self._letters_before = len(head.translate(None, self._others))
+        self._letters_behind = len(tail.translate(None, self._others))
 
     @classmethod
     def of(
@@ -289,29 +292,31 @@ class _Hand:
 
     def marks(self, body: bytes, ids: bytes, call_id: int) -> bytes:
         """Give the marks of a reply that is written so; none of any other."""
-        head, tail = (part.replace(_CALL_ID, b"%d" % call_id) for part in (self._head, self._tail))
-        if not (body.startswith(head) and body.endswith(tail)):
-            return b""
-        rows = body[len(head) : -len(tail)] + self._of_next
         count = ids.count(b",") + 1
-        marks = self._guess(rows, count)
+        marks = self._guess(body, count)
         if len(marks) != count:
             return b""
+        number = b"%d" % call_id
+        head = self._head.replace(_CALL_ID, number)
+        tail = self._words[marks[-1]].removesuffix(self._of_next)
+        tail += self._tail.replace(_CALL_ID, number)
         if marks.count(marks[:1]) == count:
-            word = self._words[marks[0]]
-            written = ids.replace(b",", word) + word
+            rows = ids.replace(b",", self._words[marks[0]])
+            written = b"".join((head, rows, tail))
         else:
-            pieces = [b""] * (2 * count)
-            pieces[::2] = ids.split(b",")
-            pieces[1::2] = map(self._words.__getitem__, marks)
+            pieces = [head] * (2 * count + 1)
+            pieces[1::2] = ids.split(b",")
+            pieces[2::2] = itemgetter(*marks)(self._words)
+            pieces[-1] = tail
             written = b"".join(pieces)
-        return marks if written == rows else b""
+        return marks if written == body else b""
 
-    def _guess(self, rows: bytes, count: int) -> bytes:
-        """Give what the marks are if the rows are written so."""
+    def _guess(self, body: bytes, count: int) -> bytes:
+        """Give what the marks are if a reply is written so."""
         if len(self._words) == 1:
             return bytes(self._words) * count
-        marks = rows.translate(None, self._others)
+        marks = body.translate(None, self._others)[self._letters_before :]
+        marks = marks[: len(marks) - self._letters_behind]
         for pair in self._pairs:
             marks = marks.replace(pair, pair[-1:])
         return marks
