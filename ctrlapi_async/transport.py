@@ -183,7 +183,8 @@ class Transport:
         chunks: list[bytes] = []
         if size <= self._max_reply_bytes:
             size = 0
-            while chunk := await response.content.readany():
+            while not response.content.at_eof():
+                chunk = await response.content.readany()
                 chunks.append(chunk)
                 size += len(chunk)
                 if size > self._max_reply_bytes:
