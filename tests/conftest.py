@@ -6,6 +6,7 @@ import asyncio
 import copyreg
 import inspect
 import os
+import signal
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,10 @@ settings.register_profile(
 )
 settings.register_profile("thorough", settings.get_profile("quick"), max_examples=1000)
 settings.load_profile(os.environ.get("CTRLAPI_HYPOTHESIS", "quick"))
+
+# A job in a script's background begins with Ctrl-C ignored, and so would the processes that tests
+# start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if "stream_writer" in inspect.signature(ClientResponse.__init__).parameters:
