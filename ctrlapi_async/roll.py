@@ -6,10 +6,14 @@ import sys
 from array import array
 from bisect import bisect_left
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, MutableSequence, Sequence
+    from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
+
+
+FEW: Final = 8
+"""Ids of which each is faster looked up than all of them together."""
 
 
 class Roll:
@@ -66,8 +70,7 @@ class Roll:
             return self._index.get(task_id)  # type: ignore[call-overload, no-any-return]
         ids = self.ids
         try:
-            if isinstance(task_id, int) and ids[-1] - ids[0] < len(ids):
-                # Ids that a server counts out often have no gaps.
+            if isinstance(task_id, int) and self._gapless:
                 place = task_id - ids[0]
                 return place if 0 <= place < len(ids) else None
             place = bisect_left(ids, task_id)  # type: ignore[call-overload]
@@ -105,31 +108,46 @@ class Roll:
         """
         packed = self._packed([code])
         held = self.codes
-        if was is not None and isinstance(held, bytearray) and self._ascend(task_ids):
-            start, end = self._places(task_ids[:1])[0], self._places(task_ids[-1:])[0] + 1
-            if held.count(was, start, end) == len(task_ids):
-                # Between the first and the last there are no others with this number.
-                held[start:end] = held[start:end].translate(bytes.maketrans(bytes([was]), packed))
-                return
-        self.put(task_ids, packed * len(task_ids))
+        if was is None or self._index is not None or isinstance(held, array):
+            self.put(task_ids, packed * len(task_ids))
+        else:
+            self._flip(held, sorted(task_ids), bytes([was]), bytes(packed))
 
-    def _ascend(self, task_ids: list[int]) -> bool:
-        """Tell whether some of the ids, one at least, stand in the order in which all ascend."""
-        return self._index is None and bool(task_ids) and sorted(task_ids) == task_ids
+    def _flip(self, held: bytearray, task_ids: list[int], was: bytes, code: bytes) -> None:
+        """Change the number that some of the ids have; they ascend."""
+        if len(task_ids) < FEW:
+            self.put(task_ids, code * len(task_ids))
+            return
+        place_of = self._finder()
+        start, end = place_of(task_ids[0]), place_of(task_ids[-1]) + 1
+        if held.count(was, start, end) == len(task_ids):
+            # Between the first and the last there are no others with this number.
+            held[start:end] = held[start:end].translate(bytes.maketrans(was, code))
+        else:
+            middle = len(task_ids) // 2
+            self._flip(held, task_ids[:middle], was, code)
+            self._flip(held, task_ids[middle:], was, code)
 
     def _places(self, task_ids: list[int]) -> range | list[int]:
         """Give the places of some of the ids."""
         if not task_ids:
             return range(0)
-        ids = self.ids
-        start = (
-            self._index[task_ids[0]] if self._index is not None else bisect_left(ids, task_ids[0])
-        )
-        if ids[start : start + len(task_ids)] == task_ids:
+        place_of = self._finder()
+        start = place_of(task_ids[0])
+        if self.ids[start : start + len(task_ids)] == task_ids:
             return range(start, start + len(task_ids))
+        return list(map(place_of, task_ids))
+
+    def _finder(self) -> Callable[[int], int]:
+        """Give what gives the place of an id that is there."""
         if self._index is not None:
-            return list(map(self._index.__getitem__, task_ids))
-        return list(map(partial(bisect_left, ids), task_ids))
+            return self._index.__getitem__
+        return self.ids[0].__rsub__ if self._gapless else partial(bisect_left, self.ids)
+
+    @property
+    def _gapless(self) -> bool:
+        """Whether the ids, which ascend, have no gaps, as those often do that a server counts."""
+        return self.ids[-1] - self.ids[0] < len(self.ids)
 
     def _packed(self, codes: Sequence[int]) -> bytes | array[int]:
         """Give numbers in the form in which the roll holds them."""

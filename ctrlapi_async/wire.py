@@ -292,29 +292,26 @@ class _Hand:
 
     def marks(self, body: bytes, ids: bytes, call_id: int) -> bytes:
         """Give the marks of a reply that is written so; none of any other."""
-        count = ids.count(b",") + 1
-        marks = self._guess(body, count)
-        if len(marks) != count:
+        marks = self._guess(body, ids)
+        if not marks:
             return b""
         number = b"%d" % call_id
         head = self._head.replace(_CALL_ID, number)
         tail = self._words[marks[-1]].removesuffix(self._of_next)
         tail += self._tail.replace(_CALL_ID, number)
-        if marks.count(marks[:1]) == count:
+        if not marks.strip(marks[:1]):  # all the same
             rows = ids.replace(b",", self._words[marks[0]])
-            written = b"".join((head, rows, tail))
         else:
-            pieces = [head] * (2 * count + 1)
-            pieces[1::2] = ids.split(b",")
-            pieces[2::2] = itemgetter(*marks)(self._words)
-            pieces[-1] = tail
-            written = b"".join(pieces)
-        return marks if written == body else b""
+            try:
+                rows = ids.replace(b",", b"%b") % itemgetter(*marks[:-1])(self._words)
+            except TypeError:  # there are not as many statuses as ids
+                return b""
+        return marks if b"".join((head, rows, tail)) == body else b""
 
-    def _guess(self, body: bytes, count: int) -> bytes:
+    def _guess(self, body: bytes, ids: bytes) -> bytes:
         """Give what the marks are if a reply is written so."""
         if len(self._words) == 1:
-            return bytes(self._words) * count
+            return bytes(self._words) * (ids.count(b",") + 1)
         marks = body.translate(None, self._others)[self._letters_before :]
         marks = marks[: len(marks) - self._letters_behind]
         for pair in self._pairs:

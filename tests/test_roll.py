@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ctrlapi_async.roll import Roll, Window
+
+if TYPE_CHECKING:
+    from random import Random
 
 IDS = st.lists(st.integers(0, 40), max_size=9)
 ids_in_some_order = IDS | IDS.map(sorted) | IDS.map(lambda ids: sorted(set(ids)))
@@ -94,6 +98,27 @@ class RollMachine(RuleBasedStateMachine):
 
 
 TestRoll = RollMachine.TestCase
+
+
+kinds = st.sampled_from(["other", "left alone", "changed"])
+"""Of an id: it has another number than those that are changed, the same, or is one of them."""
+
+
+@given(
+    st.lists(st.tuples(kinds, st.integers(1, 30)), max_size=20),
+    st.integers(1, 3),
+    st.randoms(use_true_random=False),
+)
+def test_those_of_one_number_are_changed_wherever_they_stand(
+    rows: list[tuple[str, int]], step: int, random: Random
+) -> None:
+    kind_of = dict(enumerate((kind for kind, count in rows for _ in range(count)), 5))
+    roll = Roll.of({step * n: 2 if kind == "other" else 1 for n, kind in kind_of.items()})
+    changed = [step * n for n, kind in kind_of.items() if kind == "changed"]
+    random.shuffle(changed)
+    roll.put_all(changed, 3, was=1)
+    expected = {"other": 2, "left alone": 1, "changed": 3}
+    assert list(roll.entries()) == [(step * n, expected[kind]) for n, kind in kind_of.items()]
 
 
 @given(st.dictionaries(st.integers(0, 2**63 - 1), numbers))
