@@ -9,7 +9,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from attrs import Attribute, field, frozen
+from attrs import Attribute, define, field, frozen
 from msgspec import Meta, ValidationError, convert
 
 if TYPE_CHECKING:
@@ -103,8 +103,19 @@ class TaskState:
         return TaskState, (self.task_id, self.status, self.error, dict(self.details))
 
 
+@define
+class OutcomeFields:
+    """What `StopOutcome` freezes; internal."""
+
+    task_id: int
+    project_id: int
+    result: StopResult
+    status: TaskStatus | str | None = None
+    error: str | None = None
+
+
 @frozen
-class StopOutcome:
+class StopOutcome(OutcomeFields):
     """What became of the wish to stop one task.
 
     Args:
@@ -114,12 +125,6 @@ class StopOutcome:
         status: The task's status when last seen, or None.
         error: The server's or the client's words, or None.
     """
-
-    task_id: int
-    project_id: int
-    result: StopResult
-    status: TaskStatus | str | None = None
-    error: str | None = None
 
 
 @frozen

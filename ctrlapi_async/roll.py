@@ -28,6 +28,8 @@ class Roll:
         self.ids: list[int] = []
         self.codes: bytearray | array[int] = bytearray()
         self._index: dict[int, int] | None = None
+        # Whether the ids ascend and have no gaps, as those often do that a server counts out.
+        self._gapless = True
 
     @classmethod
     def of(cls, codes: Mapping[int, int]) -> Roll:
@@ -49,7 +51,9 @@ class Roll:
             task_ids = list(fresh)
             start = len(self.ids)
             self._index.update(zip(task_ids, range(start, start + len(task_ids)), strict=True))
-        self.ids += task_ids
+        ids = self.ids
+        ids += task_ids
+        self._gapless = self._index is None and (not ids or ids[-1] - ids[0] < len(ids))
         packed = self._packed([code])  # first: it may put another container in the codes' place
         self.codes.extend(packed * len(task_ids))
         return task_ids, known
@@ -70,7 +74,7 @@ class Roll:
             return self._index.get(task_id)  # type: ignore[call-overload, no-any-return]
         ids = self.ids
         try:
-            if isinstance(task_id, int) and self._gapless:
+            if self._gapless and isinstance(task_id, int):
                 place = task_id - ids[0]
                 return place if 0 <= place < len(ids) else None
             place = bisect_left(ids, task_id)  # type: ignore[call-overload]
@@ -144,11 +148,6 @@ class Roll:
             return self._index.__getitem__
         return self.ids[0].__rsub__ if self._gapless else partial(bisect_left, self.ids)
 
-    @property
-    def _gapless(self) -> bool:
-        """Whether the ids, which ascend, have no gaps, as those often do that a server counts."""
-        return self.ids[-1] - self.ids[0] < len(self.ids)
-
     def _packed(self, codes: Sequence[int]) -> bytes | array[int]:
         """Give numbers in the form in which the roll holds them."""
         if isinstance(self.codes, bytearray):
@@ -170,6 +169,7 @@ class Roll:
         copy.ids = self.ids.copy()
         copy.codes = self.codes[:]
         copy._index = self._index and self._index.copy()
+        copy._gapless = self._gapless
         copy.put(list(changes), list(changes.values()))
         return copy
 
