@@ -63,10 +63,10 @@ def cpu(*, quick: bool) -> Section:
     """What a client's own process pays, by client."""
     clients = ["floor", "orjson", "package", "package on uvloop", "by hand", "attrs", "cattrs"]
     with serving() as url:
-        found = _rounds(url, clients, [10_000, 100_000], 2 if quick else 4, repeats=3)
+        found = _rounds(url, clients, [10_000, 100_000], 2 if quick else 4, repeats=[12, 3])
     with serving(wide=True) as url:
         wide = _rounds(
-            url, ["orjson", "package", "by hand"], [100_000], 1 if quick else 2, repeats=3
+            url, ["orjson", "package", "by hand"], [100_000], 1 if quick else 2, repeats=[3]
         )
     tables = [
         _cpu_table(found, 10_000, "half of them running (chunk 500, 8 at once)"),
@@ -184,7 +184,7 @@ def latency(*, quick: bool) -> Section:
 def _small_jobs(*, quick: bool) -> Table:
     counts = [1, 10, 100, 500]
     with serving() as url:
-        found = _rounds(url, ["package", "floor"], counts, 1 if quick else 3, repeats=50)
+        found = _rounds(url, ["package", "floor"], counts, 1 if quick else 3, repeats=[50] * 4)
     rows = []
     for count in counts:
         package, floor = (found[client][count]["cpu"] for client in ("package", "floor"))
@@ -211,7 +211,7 @@ def memory(*, quick: bool) -> Section:
         reports = {client: spawn(child.memory, url, client, sizes[client]) for client in sizes}
         # A process each: memory that the first run gave back would hide what the second takes.
         peaks = {
-            n: spawn(child.runs, url, "streaming", [n], repeats=1, warm=False)[str(n)]["peak"]
+            n: spawn(child.runs, url, "streaming", [n], repeats=[1], warm=False)[str(n)]["peak"]
             for n in (10_000, count)
         }
     package = reports["package"]
@@ -270,7 +270,7 @@ def growth(*, quick: bool) -> Section:
             # A process each: what one size leaves behind would hide what the next one takes.
             repeats = 3 if count < 1_000_000 else 1
             for client, figures in _rounds(
-                url, clients, [count], 1, repeats=repeats, warm=count < 1_000_000
+                url, clients, [count], 1, repeats=[repeats], warm=count < 1_000_000
             ).items():
                 found[client] |= figures
     rows = []
@@ -298,7 +298,9 @@ def today(*, quick: bool) -> Section:
     count, added = (200 if quick else 1000), 0.002
     clients = ["curl-like", "gather", "by hand", "package"]
     with serving(added) as url:
-        found = _rounds(url, clients, [count], 1 if quick else 2, repeats=1, chunk=100, warm=False)
+        found = _rounds(
+            url, clients, [count], 1 if quick else 2, repeats=[1], chunk=100, warm=False
+        )
     walls, costs = (
         {client: found[client][count][name] for client in clients} for name in ("wall", "cpu")
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import ItemsView, Mapping, ValuesView
-from functools import cached_property
+from functools import cache, cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from attrs import field, frozen
 from cattrs import BaseValidationError, transform_error
-from cattrs.preconf.msgspec import make_converter
+from cattrs.preconf.msgspec import MsgspecJsonConverter, make_converter
 
 from ctrlapi_async.models import (
     OutcomeFields,
@@ -159,7 +159,7 @@ class StopReport(Mapping[int, StopOutcome]):
 
     def to_json(self) -> str:
         """Give the report as JSON text: `{"outcomes": [...], "stats": {...}}`."""
-        return _JSON.dumps(_Document(list(self.values()), self.stats)).decode()
+        return _json().dumps(_Document(list(self.values()), self.stats)).decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> StopReport:
@@ -172,7 +172,7 @@ class StopReport(Mapping[int, StopOutcome]):
             ValueError: The text is no such JSON; the message says where.
         """
         try:
-            document = _JSON.loads(text.encode() if isinstance(text, str) else text, _Document)
+            document = _json().loads(text.encode() if isinstance(text, str) else text, _Document)
         except BaseValidationError as error:
             raise ValueError(f"not a report: {'; '.join(transform_error(error)[:3])}") from None
         except AttributeError:  # how cattrs says so
@@ -259,22 +259,26 @@ def _float(value: object, _: object) -> float:
     return float(value) if type(value) is int else _exactly(float)(value, float)
 
 
-_JSON: Final = make_converter(forbid_extra_keys=True)
-_JSON.register_structure_hook(int, _exactly(int))
-_JSON.register_structure_hook(str, _exactly(str))
-_JSON.register_structure_hook(float, _float)
-# The preconfigured converter lets any str stand for a StrEnum.
-_JSON.register_structure_hook(StopResult, lambda value, _: StopResult(value))
-_JSON.register_structure_hook_func(
-    lambda kind: kind == TaskStatus | str | None,
-    lambda value, _: None if value is None else parse_status(_exactly(str)(value, str)),
-)
-_JSON.register_unstructure_hook_func(
-    lambda kind: kind == TaskStatus | str | None, lambda value: value
-)
-_outcomes: Final = _JSON.get_structure_hook(list[StopOutcome])
-_JSON.register_structure_hook_func(
-    # By default an object passes for a list, of its members' names.
-    lambda kind: kind == list[StopOutcome],
-    lambda value, kind: _outcomes(_exactly(list)(value, kind), kind),
-)
+@cache
+def _json() -> MsgspecJsonConverter:
+    """Make the converter of reports; it takes milliseconds that few who import this need."""
+    json = make_converter(forbid_extra_keys=True)
+    json.register_structure_hook(int, _exactly(int))
+    json.register_structure_hook(str, _exactly(str))
+    json.register_structure_hook(float, _float)
+    # The preconfigured converter lets any str stand for a StrEnum.
+    json.register_structure_hook(StopResult, lambda value, _: StopResult(value))
+    json.register_structure_hook_func(
+        lambda kind: kind == TaskStatus | str | None,
+        lambda value, _: None if value is None else parse_status(_exactly(str)(value, str)),
+    )
+    json.register_unstructure_hook_func(
+        lambda kind: kind == TaskStatus | str | None, lambda value: value
+    )
+    outcomes = json.get_structure_hook(list[StopOutcome])
+    json.register_structure_hook_func(
+        # By default an object passes for a list, of its members' names.
+        lambda kind: kind == list[StopOutcome],
+        lambda value, kind: outcomes(_exactly(list)(value, kind), kind),
+    )
+    return json
