@@ -215,7 +215,7 @@ class RowDecoder:
             return [Answer([], marks=marks)]
         answers = ROWS.decode(body, [self._method] * len(asked), first_id)
         if b"," in ids and isinstance(answers[0], Answer):
-            hand = _Hand.of(self._method, body, ids.split(b","), answers[0], first_id)
+            hand = _Hand.of(self._method, body, ids, answers[0], first_id)
             self._hand = hand or self._hand
         return answers
 
@@ -252,21 +252,15 @@ class _Hand:
 
     @classmethod
     def of(
-        cls, method: str, body: bytes, ids: list[bytes], answer: Answer[list[Row]], call_id: int
+        cls, method: str, body: bytes, ids: bytes, answer: Answer[list[Row]], call_id: int
     ) -> _Hand | None:
         """Learn it from a reply that was read, if that says what is usual of its tasks."""
-        found = re.search(
-            # Not more space than is usual: it will be written into any number of rows.
-            rb'"task_id"\s{0,30}:\s{0,30}%b(\s{0,30},\s{0,30}"status"\s{0,30}:\s{0,30}")[^"]*'
-            rb'("\s{0,30}}\s{0,30},\s{0,30}{\s{0,30}"task_id"\s{0,30}:\s{0,30})%b\b'
-            % (ids[0], ids[1]),
-            body,
-        )
+        found = _TWO_ROWS.match(body, body.find(b'"task_id"'))
         usual = _LETTERS[method]
         if (
             found is None
             or answer.words is not None
-            or len(answer.result) != len(ids)
+            or len(answer.result) != ids.count(b",") + 1
             or not all(row.status in usual and row.error is None for row in answer.result)
         ):
             return None
@@ -275,7 +269,7 @@ class _Hand:
             of_next.join(
                 [
                     task_id + of_status + str(row.status).encode()
-                    for task_id, row in zip(ids, answer.result, strict=True)
+                    for task_id, row in zip(ids.split(b","), answer.result, strict=True)
                 ]
             )
         )
@@ -320,6 +314,12 @@ class _Hand:
 
 
 _ALL: Final = b'"*"'
+_TWO_ROWS: Final = re.compile(
+    # Not more space than is usual: it will be written into any number of rows.
+    rb'"task_id"\s{0,30}:\s{0,30}\d+(\s{0,30},\s{0,30}"status"\s{0,30}:\s{0,30}")[^"]*'
+    rb'("\s{0,30}}\s{0,30},\s{0,30}{\s{0,30}"task_id"\s{0,30}:\s{0,30})\d'
+)
+"""How two rows begin that have the documented members only."""
 _CALL_ID: Final = b"\0"
 """A mark that stands in no reply: JSON has no control characters."""
 

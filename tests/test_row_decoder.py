@@ -143,12 +143,17 @@ def test_other_replies_are_read(hand: Hand, method: str) -> None:
 
 
 @both_methods
-@pytest.mark.parametrize("ids", [[1, 2], [1, 2, 3, 4]])
-def test_a_reply_about_fewer_or_more_tasks_is_read(ids: list[int], method: str) -> None:
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("ids", [[], [1], [1, 2], [1, 2, 3, 4]])
+def test_a_reply_about_fewer_or_more_tasks_is_read(
+    ids: list[int], known: bool, method: str
+) -> None:
     decoder = wire.RowDecoder(method)
+    dense = HANDS["dense"]
+    if known:
+        decoder.decode(dense(method, rows(method, [1, 2, 3]), 1), [b"[1,2,3]"], 1)
     for _ in range(2):
-        body = HANDS["dense"](method, rows(method, ids), 1)
-        [answer] = decoder.decode(body, [b"[1,2,3]"], 1)
+        [answer] = decoder.decode(dense(method, rows(method, ids), 1), [b"[1,2,3]"], 1)
         assert isinstance(answer, wire.Answer)
         assert [row.task_id for row in answer.result] == ids
 
