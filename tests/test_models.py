@@ -8,6 +8,7 @@ import pickle
 from enum import IntEnum
 from typing import Any
 
+import attrs
 import pytest
 from attrs.exceptions import FrozenInstanceError
 from hypothesis import given
@@ -18,6 +19,7 @@ from ctrlapi_async import (
     Batching,
     RetryPolicy,
     StopOutcome,
+    StopReport,
     StopResult,
     StopStats,
     TaskState,
@@ -66,10 +68,12 @@ def test_all_active_is_one_thing_and_says_so() -> None:
 
 
 STATE = TaskState(66, TaskStatus.RUNNING, None, {"initial_task_id": 60})
+OUTCOME = StopOutcome(66, 2, StopResult.STOP_SENT, TaskStatus.RUNNING)
 VALUES = [
     STATE,
     TaskState(66),
-    StopOutcome(66, 2, StopResult.STOP_SENT, TaskStatus.RUNNING),
+    OUTCOME,
+    StopReport.of([OUTCOME])[66],
     StopStats(1, 2, 3, 0.5),
     Batching(chunk_size=10),
     RetryPolicy(attempts=2),
@@ -81,10 +85,9 @@ def test_values_pickle_copy_hash_and_do_not_change(value: Any) -> None:
     for twin in (pickle.loads(pickle.dumps(value)), copy.deepcopy(value)):
         assert twin == value
         assert hash(twin) == hash(value)
-    for name in value.__slots__:
-        if not name.startswith("_"):
-            with pytest.raises(FrozenInstanceError):
-                setattr(value, name, None)
+    for field in attrs.fields(type(value)):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, field.name, None)
 
 
 def test_a_states_details_are_its_own_and_cannot_be_written() -> None:
