@@ -1,4 +1,4 @@
-"""What is measured inside a client process of its own; `spawn` starts one and gives its figures."""
+"""What is measured inside a client's own process, which `spawn` or `taking_turns` starts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -23,7 +24,7 @@ from benchmarks.server import ROOT
 from ctrlapi_async import Batching, ControlSession
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
     from types import TracebackType
 
     from benchmarks.clients import Run
@@ -68,7 +69,7 @@ def _ids(count: int) -> list[int]:
     return list(range(1, count + 1))
 
 
-async def runs(
+async def turns(
     url: str,
     client: str,
     counts: list[int],
@@ -77,38 +78,39 @@ async def runs(
     chunk: int | None = 500,
     concurrency: int = 8,
     warm: bool = True,
-) -> dict[str, Any]:
+) -> AsyncGenerator[dict[str, Any], None]:
     """Run a client over so many ids each, once to warm up, then as often as `repeats` says."""
-    figures: dict[str, Any] = {}
     for count, times in zip(counts, repeats, strict=True):
         async with CLIENTS[client](Job(url, _ids(count), chunk, concurrency)) as run:
             if warm:
                 await run()
-            meters = []
             for _ in range(times):
                 meter, result = await _measured(run)
-                meters.append(meter)
-        figures[str(count)] = {
-            "cpu": statistics.median(meter.cpu for meter in meters),
-            "wall": statistics.median(meter.wall for meter in meters),
-            "peak": max(meter.peak for meter in meters),
-        }
-        if client == "package":
-            stats = result.stats
-            figures[str(count)]["requests"] = [stats.status_calls, stats.stop_calls]
-    return figures
+                figures: dict[str, Any]
+                figures = {"cpu": meter.cpu, "wall": meter.wall, "peak": meter.peak}
+                if client == "package":
+                    figures["requests"] = [result.stats.status_calls, result.stats.stop_calls]
+                yield figures
+
+
+async def peak(url: str, client: str, count: int) -> int:
+    """Give the bytes of memory at the most that the first run of a client takes."""
+    [figures] = [each async for each in turns(url, client, [count], repeats=[1], warm=False)]
+    return int(figures["peak"])
 
 
 async def shapes(
     url: str, client: str, count: int, cells: list[tuple[int, int]], repeats: int
 ) -> list[dict[str, float]]:
     """Run a client once to warm up, then `repeats` times, for each chunk and concurrency."""
-    return [
-        (await runs(url, client, [count], repeats=[repeats], chunk=chunk, concurrency=slots))[
-            str(count)
-        ]
-        for chunk, slots in cells
-    ]
+    medians = []
+    for chunk, slots in cells:
+        how: dict[str, Any] = {"repeats": [repeats], "chunk": chunk, "concurrency": slots}
+        found = [each async for each in turns(url, client, [count], **how)]
+        medians.append(
+            {name: statistics.median(each[name] for each in found) for name in ("cpu", "wall")}
+        )
+    return medians
 
 
 async def trips(url: str, chunks: list[int]) -> list[float]:
@@ -210,21 +212,44 @@ async def lag(url: str, client: str | None, count: int, repeats: int) -> dict[st
     return longest
 
 
-_TASKS: Final[dict[str, Callable[..., Coroutine[Any, Any, Any]]]] = {
-    task.__name__: task for task in (runs, shapes, trips, sweep, memory, lag)
+_TASKS: Final[dict[str, Callable[..., Any]]] = {
+    task.__name__: task for task in (turns, peak, shapes, trips, sweep, memory, lag)
 }
+
+
+def _command(task: Callable[..., Any], *arguments: Any, **more: Any) -> list[str]:
+    job = json.dumps([arguments, more])
+    return [sys.executable, "-m", "benchmarks.child", task.__name__, job]
 
 
 def spawn(task: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any, **more: Any) -> Any:
     """Do a task of this module in a fresh process and give its figures."""
-    command = [sys.executable, "-m", "benchmarks.child", task.__name__]
-    done = subprocess.run(
-        [*command, json.dumps([arguments, more])],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.PIPE,
-    )
+    command = _command(task, *arguments, **more)
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
     return json.loads(done.stdout)
+
+
+@contextmanager
+def taking_turns(*arguments: Any, **more: Any) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Start `turns` in a fresh process; each call makes it take one, and gives its figures."""
+    command = _command(turns, *arguments, **more)
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        told, telling = process.stdout, process.stdin
+
+        def turn() -> dict[str, Any]:
+            telling.write("\n")
+            telling.flush()
+            figures: dict[str, Any] = json.loads(told.readline())
+            return figures
+
+        try:
+            yield turn
+        finally:
+            telling.close()
 
 
 def imports(modules: str, cache: str) -> float:
@@ -246,13 +271,25 @@ def imports(modules: str, cache: str) -> float:
     return float(done.stdout)
 
 
+async def _in_turns(taken: AsyncGenerator[dict[str, Any], None]) -> None:
+    """Take a turn for each line that comes in, and answer it with the figures."""
+    async with aclosing(taken):
+        for _ in sys.stdin:
+            sys.stdout.write(f"{json.dumps(await anext(taken))}\n")
+            sys.stdout.flush()
+
+
 def _main() -> None:
     name, arguments = sys.argv[1:]
     positional, named = json.loads(arguments)
     # The client that is named after a loop runs on that loop.
     factory = uvloop.new_event_loop if "package on uvloop" in positional else None
+    job = _TASKS[name](*positional, **named)
     with asyncio.Runner(loop_factory=factory) as runner:
-        json.dump(runner.run(_TASKS[name](*positional, **named)), sys.stdout)
+        if name != turns.__name__:
+            json.dump(runner.run(job), sys.stdout)
+            return
+        runner.run(_in_turns(job))
 
 
 if __name__ == "__main__":

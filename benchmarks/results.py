@@ -46,7 +46,7 @@ class Section:
 
 @attrs.frozen
 class Spread:
-    """The median of some rounds, and how far they lie apart."""
+    """The median of some runs, and between what half of them lie."""
 
     median: float
     low: float
@@ -54,12 +54,15 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Sum up the values of some rounds."""
+        """Sum up the values of some runs."""
         known = list(values)
-        return cls(statistics.median(known), min(known), max(known))
+        if len(known) == 1:
+            return cls(known[0], known[0], known[0])
+        low, median, high = statistics.quantiles(known, method="inclusive")
+        return cls(median, low, high)
 
     def show(self, unit: float = 1.0, digits: int = 1) -> str:
-        """Give the median with the lowest and the highest value behind it."""
+        """Give the median with the quartiles behind it."""
         median, low, high = (f"{n / unit:.{digits}f}" for n in attrs.astuple(self))
         return f"{median} ({low} to {high})"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import product
 from operator import truediv
 from tempfile import TemporaryDirectory
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import asdict, frozen
 
 from benchmarks import child
-from benchmarks.child import spawn
+from benchmarks.child import spawn, taking_turns
 from benchmarks.results import Section, Spread, Table
 from benchmarks.schedule import round_trips
 from benchmarks.server import runs, serving
@@ -39,19 +40,42 @@ _NAMES: Final = {
 
 
 _Found = dict[str, dict[int, dict[str, list[Any]]]]
-"""By client, number of ids and kind of figure: the figures of all rounds."""
+"""By client, number of ids and kind of figure: the figures of all runs."""
 
 
 def _rounds(
-    url: str, clients: Sequence[str], counts: list[int], rounds: int, **more: Any
+    url: str,
+    clients: Sequence[str],
+    repeats: Mapping[int, int],
+    rounds: int = 1,
+    **more: Any,
 ) -> _Found:
-    """Run clients side by side, each in a fresh process a round; figures by client and count."""
-    found: _Found = {client: {count: defaultdict(list) for count in counts} for client in clients}
-    for number in range(rounds):
-        for client in clients if number % 2 else reversed(clients):
-            for count, figures in spawn(child.runs, url, client, counts, **more).items():
-                for name, value in figures.items():
-                    found[client][int(count)][name].append(value)
+    """Run clients side by side, in turns, each in a fresh process a round.
+
+    Args:
+        url: The server's.
+        clients: By name.
+        repeats: How often each runs in a round, by number of ids.
+        rounds: How many there are.
+        more: As for `child.turns`.
+
+    Returns:
+        The figures of each run; those of one turn stand in one place.
+    """
+    found: _Found = {client: {count: defaultdict(list) for count in repeats} for client in clients}
+    more |= {"repeats": [*repeats.values()]}
+    for _ in range(rounds):
+        with ExitStack() as stack:
+            turns = [
+                (client, stack.enter_context(taking_turns(url, client, [*repeats], **more)))
+                for client in clients
+            ]
+            for count, times in repeats.items():
+                for _ in range(times):
+                    for client, turn in turns:
+                        for name, value in turn().items():
+                            found[client][count][name].append(value)
+                    turns.reverse()
     return found
 
 
@@ -63,11 +87,9 @@ def cpu(*, quick: bool) -> Section:
     """What a client's own process pays, by client."""
     clients = ["floor", "orjson", "package", "package on uvloop", "by hand", "attrs", "cattrs"]
     with serving() as url:
-        found = _rounds(url, clients, [10_000, 100_000], 2 if quick else 4, repeats=[12, 3])
+        found = _rounds(url, clients, {10_000: 12, 100_000: 6}, 1 if quick else 2)
     with serving(wide=True) as url:
-        wide = _rounds(
-            url, ["orjson", "package", "by hand"], [100_000], 1 if quick else 2, repeats=[3]
-        )
+        wide = _rounds(url, ["orjson", "package", "by hand"], {100_000: 6})
     tables = [
         _cpu_table(found, 10_000, "half of them running (chunk 500, 8 at once)"),
         _cpu_table(found, 100_000, "half of them running (chunk 500, 8 at once)"),
@@ -103,7 +125,7 @@ def _cpu_table(found: _Found, count: int, what: str) -> Table:
                 ratio if client != "package" else "",
             ]
         )
-    header = ["client", "CPU ms (spread)", "µs an id", "`stop_running` is x this"]
+    header = ["client", "CPU ms (quartiles)", "µs an id", "`stop_running` is x this"]
     return Table(f"CPU of {count:,} ids, {what}", header, rows)
 
 
@@ -191,7 +213,7 @@ def latency(*, quick: bool) -> Section:
 def _small_jobs(*, quick: bool) -> Table:
     counts = [1, 10, 100, 500]
     with serving() as url:
-        found = _rounds(url, ["package", "floor"], counts, 1 if quick else 3, repeats=[50] * 4)
+        found = _rounds(url, ["package", "floor"], dict.fromkeys(counts, 50), 1 if quick else 2)
     rows = []
     for count in counts:
         package, floor = (found[client][count]["cpu"] for client in ("package", "floor"))
@@ -217,10 +239,7 @@ def memory(*, quick: bool) -> Section:
         sizes = {"package": count, "by hand": 100_000}
         reports = {client: spawn(child.memory, url, client, sizes[client]) for client in sizes}
         # A process each: memory that the first run gave back would hide what the second takes.
-        peaks = {
-            n: spawn(child.runs, url, "streaming", [n], repeats=[1], warm=False)[str(n)]["peak"]
-            for n in (10_000, count)
-        }
+        peaks = {n: spawn(child.peak, url, "streaming", n) for n in (10_000, count)}
     package = reports["package"]
     tables = [
         Table(
@@ -277,7 +296,7 @@ def growth(*, quick: bool) -> Section:
             # A process each: what one size leaves behind would hide what the next one takes.
             repeats = 3 if count < 1_000_000 else 1
             for client, figures in _rounds(
-                url, clients, [count], 1, repeats=[repeats], warm=count < 1_000_000
+                url, clients, {count: repeats}, warm=count < 1_000_000
             ).items():
                 found[client] |= figures
     rows = []
@@ -288,9 +307,8 @@ def growth(*, quick: bool) -> Section:
         rows.append(
             [
                 f"{count:,}",
-                f"{mine['wall'][0] / count / US:.2f}",
-                f"{mine['cpu'][0] / count / US:.2f}",
-                *(f"{found[client][count]['peak'][0] / MB:.1f}" for client in clients),
+                *(f"{Spread.of(mine[name]).median / count / US:.2f}" for name in ("wall", "cpu")),
+                *(f"{max(found[client][count]['peak']) / MB:.1f}" for client in clients),
                 f"{checks} + {stops}" + " as promised" * ([checks, stops] == promised),
             ]
         )
@@ -305,9 +323,7 @@ def today(*, quick: bool) -> Section:
     count, added = (200 if quick else 1000), 0.002
     clients = ["curl-like", "gather", "by hand", "package"]
     with serving(added) as url:
-        found = _rounds(
-            url, clients, [count], 1 if quick else 2, repeats=[1], chunk=100, warm=False
-        )
+        found = _rounds(url, clients, {count: 1}, 1 if quick else 2, chunk=100, warm=False)
     walls, costs = (
         {client: found[client][count][name] for client in clients} for name in ("wall", "cpu")
     )
