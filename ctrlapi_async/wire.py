@@ -264,30 +264,33 @@ class _Hand:
             or not all(row.status in usual and row.error is None for row in answer.result)
         ):
             return None
-        of_status, of_next = found.groups()
+        first, of_status, of_next = found.groups()
+        asked = ids.split(b",")
         head, _, tail = body.partition(
             of_next.join(
                 [
                     task_id + of_status + str(row.status).encode()
-                    for task_id, row in zip(ids.split(b","), answer.result, strict=True)
+                    for task_id, row in zip(asked, answer.result, strict=True)
                 ]
             )
         )
         around = head + tail
+        this_call = rb'("id"\s*:\s*)%d\b' % call_id
+        head, tail = (re.sub(this_call, rb"\1" + _CALL_ID, part) for part in (head, tail))
         if (
-            around.count(b'"task_id"') != 1  # rows that look otherwise, or are of other tasks
-            or around.count(b'"id"') > 1  # one of which may be another call's
+            first != asked[0]  # which may be the end of a longer one
+            or around.count(b'"task_id"') != 1  # rows that look otherwise, or are of other tasks
+            or around.count(b'"error"') > 1  # which a single row would have twice
+            or around.count(b'"id"') != (head + tail).count(_CALL_ID)  # another call's
             or b"\\" in around  # with which a name can be spelled in another way
         ):
             return None
-        this_call = rb'("id"\s*:\s*)%d\b' % call_id
-        head, tail = (re.sub(this_call, rb"\1" + _CALL_ID, part) for part in (head, tail))
         return cls(method, head, of_status, of_next, tail)
 
     def marks(self, body: bytes, ids: bytes, call_id: int) -> bytes:
         """Give the marks of a reply that is written so; none of any other."""
         marks = self._guess(body, ids)
-        if not marks:
+        if len(marks) != ids.count(b",") + 1:  # before anything of that size is made
             return b""
         number = b"%d" % call_id
         head = self._head.replace(_CALL_ID, number)
@@ -296,10 +299,7 @@ class _Hand:
         if not marks.strip(marks[:1]):  # all the same
             rows = ids.replace(b",", self._words[marks[0]])
         else:
-            try:
-                rows = ids.replace(b",", b"%b") % itemgetter(*marks[:-1])(self._words)
-            except TypeError:  # there are not as many statuses as ids
-                return b""
+            rows = ids.replace(b",", b"%b") % itemgetter(*marks[:-1])(self._words)
         return marks if b"".join((head, rows, tail)) == body else b""
 
     def _guess(self, body: bytes, ids: bytes) -> bytes:
@@ -316,7 +316,7 @@ class _Hand:
 _ALL: Final = b'"*"'
 _TWO_ROWS: Final = re.compile(
     # Not more space than is usual: it will be written into any number of rows.
-    rb'"task_id"\s{0,30}:\s{0,30}\d+(\s{0,30},\s{0,30}"status"\s{0,30}:\s{0,30}")[^"]*'
+    rb'"task_id"\s{0,30}:\s{0,30}(\d+)(\s{0,30},\s{0,30}"status"\s{0,30}:\s{0,30}")[^"]*'
     rb'("\s{0,30}}\s{0,30},\s{0,30}{\s{0,30}"task_id"\s{0,30}:\s{0,30})\d'
 )
 """How two rows begin that have the documented members only."""

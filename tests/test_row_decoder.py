@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from itertools import cycle
 from typing import Any
@@ -156,6 +157,65 @@ def test_a_reply_about_fewer_or_more_tasks_is_read(
         [answer] = decoder.decode(dense(method, rows(method, ids), 1), [b"[1,2,3]"], 1)
         assert isinstance(answer, wire.Answer)
         assert [row.task_id for row in answer.result] == ids
+
+
+def body_of(entries: str) -> bytes:
+    return f'{{"reply": [{entries}]}}'.encode()
+
+
+def entry_of(call: int, *task_ids: int, before: str = "", behind: str = "") -> str:
+    """Write an entry whose first row has a member more in front, and the last one behind."""
+    told = ", ".join(f'"task_id": {task_id}, "status": "Running"' for task_id in task_ids)
+    middle = told.replace(', "task_id"', '}, {"task_id"')
+    return f'{{"id": {call}, "result": [{{{before}{middle}{behind}}}]}}'
+
+
+SIMILAR = {
+    "ids that end alike": (entry_of(1, 164, 65), entry_of(2, 170, 71), [[64, 65], [70, 71]], 2),
+    "an entry of another call": (
+        '{"result": [{"task_id": 1, "status": "Running"}, {"task_id": 2, "status": "Running"}]}, '
+        + (other := '{"method": "TaskStatus", "id": 9, "error": "access denied to tasks [1]"}'),
+        '{"result": [{"task_id": 1, "status": "Running"}, {"task_id": 2, "status": "Running"}]}, '
+        + other,
+        [[1, 2], [1, 2]],
+        9,
+    ),
+    "the first and the last row in one": (
+        entry_of(1, 1, 2, before='"error": null, ', behind=', "error": null'),
+        entry_of(2, 3, before='"error": null, ', behind=', "error": null'),
+        [[1, 2], [3]],
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "asked", "call"), SIMILAR.values(), ids=SIMILAR)
+def test_what_is_similar_to_a_reply_before_is_read(
+    first: str, second: str, asked: list[list[int]], call: int
+) -> None:
+    decoder = wire.RowDecoder(wire.TASK_STATUS)
+    decoder.decode(body_of(first), [text(asked[0])], 1)
+    body = body_of(second)
+    assert meaning(lambda: decoder.decode(body, [text(asked[1])], call), asked[1:]) == meaning(
+        lambda: wire.ROWS.decode(body, [wire.TASK_STATUS], call), asked[1:]
+    )
+
+
+def test_a_reply_full_of_letters_takes_memory_of_its_own_size() -> None:
+    decoder = wire.RowDecoder(wire.TASK_STATUS)
+    ids = [1, 2]
+    reply = written(wire.TASK_STATUS, {"id": 1, "result": rows(wire.TASK_STATUS, ids)})
+    decoder.decode(reply, [text(ids)], 1)
+    large = reply.removesuffix(b"}") + b', "more": "' + b"xg" * 500_000 + b'"}'
+    tracemalloc.start()
+    try:
+        [answer] = decoder.decode(large, [text(ids)], 1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert isinstance(answer, wire.Answer)
+    assert len(answer.result) == len(ids)
+    assert peak < 5 * len(large)
 
 
 @both_methods
