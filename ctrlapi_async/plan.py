@@ -409,9 +409,11 @@ class StopPlan:
 
     @property
     def backlog(self) -> int:
-        """How many tasks wait for a request, those that wait for another one included."""
+        """How many tasks wait for a request, a repeated one included, but not to be polled."""
         waiting = chain(self._ready, self._later, self._resting)
-        return self._fed.size + self._running.size + sum(job.size for job in waiting)
+        # Polls never end while tasks stay as they are: no other task is to wait for that.
+        others = sum(job.size for job in waiting if job.fresh)
+        return self._fed.size + self._running.size + others
 
     def recall(self, job: Job) -> bool:
         """Tell whether a job that paused is still to be done; what died meanwhile is booked."""

@@ -42,6 +42,8 @@ from ctrlapi_async.simulator import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from ctrlapi_async.simulator import Fault, RequestRecord
 
 QUICK = RetryPolicy(attempts=4, wait_initial=0.01, wait_max=0.01)
@@ -159,6 +161,35 @@ def test_without_time_to_wait_there_is_one_check(wait_pending: float | None) -> 
             assert costs(api) == (1, 0)
 
     run(main())
+
+
+@pytest.mark.parametrize("seconds", ["wait_pending", "confirm"])
+def test_polls_do_not_keep_a_source_from_being_read(
+    monkeypatch: pytest.MonkeyPatch, seconds: str
+) -> None:
+    # A round of polls soon takes longer than the pause between two.
+    monkeypatch.setattr(bulk, "POLL_MAX", 0.1)
+    limit: dict[str, Any] = {seconds: 5}
+    count, waiting = 300, 160 if seconds == "wait_pending" else 0
+
+    async def main() -> None:
+        async with (
+            simulator(stop_delay=1e9, latency=0.05) as api,
+            ControlSession(api.url, 1, batching=Batching(10, 2), retry=QUICK) as session,
+        ):
+            api.add_tasks(range(waiting), "Scheduled")
+            api.add_tasks(range(waiting, count), "Running")
+            stops = moments(api, "TaskStop")
+            report = await session.stop_running(2, ids_of(range(count)), timeout=20, **limit)
+            assert report.counts[StopResult.STOP_SENT] == count - waiting
+            assert stops[-1] < 5
+
+    run(main())
+
+
+async def ids_of(task_ids: range) -> AsyncGenerator[int, None]:
+    for task_id in task_ids:
+        yield task_id
 
 
 @pytest.mark.parametrize("seconds", ["wait_pending", "confirm"])
