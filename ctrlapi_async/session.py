@@ -307,7 +307,8 @@ class ControlSession:
             task_ids: An int, ints, an async iterable of ints, which is read as the run goes, or
                 `ALL_ACTIVE`.
             collect: Whether the run keeps a report. Without it the run's memory is bounded by
-                what is in flight, and only duplicates close to each other count once.
+                what is in flight and what `wait_pending` and `confirm` ask about again, and only
+                duplicates close to each other count once.
             dry_run: As for `stop_running`.
             wait_pending: As for `stop_running`.
             confirm: As for `stop_running`.
