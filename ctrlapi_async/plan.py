@@ -410,7 +410,7 @@ class StopPlan:
     @property
     def backlog(self) -> int:
         """How many tasks wait for a request, a repeated one included, but not to be polled."""
-        waiting = chain(self._ready, self._later, self._resting)
+        waiting = chain(self._ready, self._resting)
         # Polls never end while tasks stay as they are: no other task is to wait for that.
         others = sum(job.size for job in waiting if job.fresh)
         return self._fed.size + self._running.size + others

@@ -276,15 +276,15 @@ class _Hand:
         )
         around = head + tail
         this_call = rb'("id"\s*:\s*)%d\b' % call_id
-        head, tail = (re.sub(this_call, rb"\1" + _CALL_ID, part) for part in (head, tail))
         if (
             first != asked[0]  # which may be the end of a longer one
             or around.count(b'"task_id"') != 1  # rows that look otherwise, or are of other tasks
             or around.count(b'"error"') > 1  # which a single row would have twice
-            or around.count(b'"id"') != (head + tail).count(_CALL_ID)  # another call's
             or b"\\" in around  # with which a name can be spelled in another way
+            or around.count(b'"id"') != len(re.findall(this_call, around))  # another call's
         ):
             return None
+        head, tail = (re.sub(this_call, rb"\1" + _CALL_ID, part) for part in (head, tail))
         return cls(method, head, of_status, of_next, tail)
 
     def marks(self, body: bytes, ids: bytes, call_id: int) -> bytes:
