@@ -20,6 +20,7 @@ from ctrlapi_async.ledger import Ledger
 from ctrlapi_async.models import StopOutcome, StopResult, StopStats, expect_ids, expect_int
 from ctrlapi_async.plan import Repeat, StopPlan, Work
 from ctrlapi_async.retry import try_again
+from ctrlapi_async.roll import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping
@@ -314,9 +315,11 @@ class StopRun(AsyncIterator[StopOutcome]):
     async def _feed(self) -> None:
         for project_id, task_ids in self._targets.listed.items():
             iterator = iter(task_ids)
-            while piece := list(islice(iterator, FEED)):
-                self._plan.feed(project_id, expect_ids(piece))
-                if len(piece) == FEED:
+            taken = 0
+            while block := tuple(islice(iterator, BLOCK)):
+                self._plan.feed(project_id, expect_ids(block))
+                taken += BLOCK
+                if taken % FEED == 0:
                     await asyncio.sleep(0)
         for project_id in self._targets.all_active:
             self._plan.feed_all_active(project_id)
@@ -365,7 +368,7 @@ class StopRun(AsyncIterator[StopOutcome]):
     def _take_in(self) -> None:
         """Hand the plan what the source gave."""
         if self._intake and self._targets.stream is not None:
-            self._plan.feed(self._targets.stream[0], self._intake)
+            self._plan.feed(self._targets.stream[0], tuple(self._intake))
             self._intake = []
 
     async def _wait_for_room(self) -> None:

@@ -34,22 +34,23 @@ class RollMachine(RuleBasedStateMachine):
         if self.rising:
             task_ids = [max(self.model, default=0) + 1 + n for n in sorted(set(task_ids))]
         fresh = [n for n in dict.fromkeys(task_ids) if n not in self.model]
-        added, known = self.roll.add(task_ids, code)
-        assert added == fresh
+        added, known = self.roll.add(tuple(task_ids), code)
+        assert list(added) == fresh
         assert sorted(known) == sorted({n for n in task_ids if n in self.model})
         self.model |= dict.fromkeys(fresh, code)
 
-    def some(self, data: st.DataObject, among: list[int] | None = None) -> list[int]:
+    def some(self, data: st.DataObject, among: list[int] | None = None) -> tuple[int, ...]:
         """Some ids, in any order or in that in which they stand, or a row of neighbours."""
         held = list(self.model) if among is None else among
         chosen = st.lists(st.sampled_from(held), unique=True)
-        return data.draw(
+        some = (
             chosen
             | chosen.map(lambda some: sorted(some, key=held.index))
             | st.tuples(st.integers(0, len(held)), st.integers(0, len(held))).map(
                 lambda ends: held[min(ends) : max(ends)]
             )
         )
+        return data.draw(some.map(tuple))
 
     @precondition(lambda self: self.model)
     @rule(data=st.data())
@@ -116,7 +117,7 @@ def test_those_of_one_number_are_changed_wherever_they_stand(
     roll = Roll.of({step * n: 2 if kind == "other" else 1 for n, kind in kind_of.items()})
     changed = [step * n for n, kind in kind_of.items() if kind == "changed"]
     random.shuffle(changed)
-    roll.put_all(changed, 3, was=1)
+    roll.put_all(tuple(changed), 3, was=1)
     expected = {"other": 2, "left alone": 1, "changed": 3}
     assert list(roll.entries()) == [(step * n, expected[kind]) for n, kind in kind_of.items()]
 
@@ -130,7 +131,7 @@ def test_a_roll_of_a_mapping_holds_what_it_holds(codes: dict[int, int]) -> None:
 def test_ids_are_found_however_far_apart_they_are(task_ids: list[int]) -> None:
     for ids in (task_ids, sorted(task_ids)):
         roll = Roll()
-        roll.add(ids, 0)
+        roll.add(tuple(ids), 0)
         assert [roll.place(n) for n in ids] == list(range(len(ids)))
         assert roll.place(sum(ids) + 1) is None
 
@@ -139,7 +140,7 @@ def test_ids_are_found_however_far_apart_they_are(task_ids: list[int]) -> None:
 @pytest.mark.parametrize("task_ids", [[], [5], [4, 5, 6], [6, 5, 4]])
 def test_what_is_no_id_has_no_place(stranger: object, task_ids: list[int]) -> None:
     roll = Roll()
-    roll.add(task_ids, 0)
+    roll.add(tuple(task_ids), 0)
     assert roll.place(stranger) is None
 
 
@@ -147,5 +148,5 @@ def test_what_is_no_id_has_no_place(stranger: object, task_ids: list[int]) -> No
 @pytest.mark.parametrize("alike", [5.0, Decimal(5)])
 def test_what_equals_an_id_is_found(task_ids: list[int], alike: object) -> None:
     roll = Roll()
-    roll.add(task_ids, 0)
+    roll.add(tuple(task_ids), 0)
     assert roll.place(alike) == task_ids.index(5)
