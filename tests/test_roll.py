@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ctrlapi_async.roll import Roll, Window
+from ctrlapi_async.roll import BLOCK, Roll, Window
 
 if TYPE_CHECKING:
     from random import Random
@@ -38,6 +38,12 @@ class RollMachine(RuleBasedStateMachine):
         assert list(added) == fresh
         assert sorted(known) == sorted({n for n in task_ids if n in self.model})
         self.model |= dict.fromkeys(fresh, code)
+
+    @precondition(lambda self: len(self.model) < 2 * BLOCK)
+    @rule(count=st.integers(1, 2 * BLOCK), step=st.integers(1, 2), code=numbers)
+    def add_blocks(self, count: int, step: int, code: int) -> None:
+        first = max(self.model, default=0) + step
+        self.add(list(range(first, first + step * count, step)), code)
 
     def some(self, data: st.DataObject, among: list[int] | None = None) -> tuple[int, ...]:
         """Some ids, in any order or in that in which they stand, or a row of neighbours."""
@@ -94,7 +100,7 @@ class RollMachine(RuleBasedStateMachine):
     @invariant()
     def all_is_as_in_the_dict(self) -> None:
         assert list(self.roll.entries()) == list(self.model.items())
-        for task_id in range(-1, 60):
+        for task_id in (*range(-1, 60), max(self.model, default=0) + 1):
             assert (task_id in self.roll) is (task_id in self.model)
 
 
