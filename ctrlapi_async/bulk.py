@@ -20,7 +20,6 @@ from ctrlapi_async.ledger import Ledger
 from ctrlapi_async.models import StopOutcome, StopResult, StopStats, expect_ids, expect_int
 from ctrlapi_async.plan import Repeat, StopPlan, Work
 from ctrlapi_async.retry import try_again
-from ctrlapi_async.roll import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping
@@ -315,11 +314,9 @@ class StopRun(AsyncIterator[StopOutcome]):
     async def _feed(self) -> None:
         for project_id, task_ids in self._targets.listed.items():
             iterator = iter(task_ids)
-            taken = 0
-            while block := tuple(islice(iterator, BLOCK)):
-                self._plan.feed(project_id, expect_ids(block))
-                taken += BLOCK
-                if taken % FEED == 0:
+            while piece := tuple(islice(iterator, FEED)):
+                self._plan.feed(project_id, expect_ids(piece))
+                if len(piece) == FEED:
                     await asyncio.sleep(0)
         for project_id in self._targets.all_active:
             self._plan.feed_all_active(project_id)

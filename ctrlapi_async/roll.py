@@ -16,8 +16,7 @@ Ids = tuple[int, ...]
 again, a list in each of its full collections."""
 
 BLOCK: Final = 500
-"""Ids that are best entered in one go: after some hundred blocks the garbage collector looks at
-them, and that must not take long."""
+"""Ids up to which those entered a few at a time are kept together."""
 
 FEW: Final = 8
 """Ids of which each is faster looked up than all of them together."""
