@@ -88,7 +88,7 @@ def test_plan(benchmark: BenchmarkFixture) -> None:
         ledger = Ledger(collect=True)
         plan = StopPlan(ledger)
         plan.chunk = len(IDS)
-        plan.feed(PROJECT, tuple(IDS))
+        plan.feed(PROJECT, IDS)
         plan.source_open = False
         for answer in answers:
             job = plan.pick()

@@ -314,7 +314,7 @@ class StopRun(AsyncIterator[StopOutcome]):
     async def _feed(self) -> None:
         for project_id, task_ids in self._targets.listed.items():
             iterator = iter(task_ids)
-            while piece := tuple(islice(iterator, FEED)):
+            while piece := list(islice(iterator, FEED)):
                 self._plan.feed(project_id, expect_ids(piece))
                 if len(piece) == FEED:
                     await asyncio.sleep(0)
@@ -365,7 +365,7 @@ class StopRun(AsyncIterator[StopOutcome]):
     def _take_in(self) -> None:
         """Hand the plan what the source gave."""
         if self._intake and self._targets.stream is not None:
-            self._plan.feed(self._targets.stream[0], tuple(self._intake))
+            self._plan.feed(self._targets.stream[0], self._intake)
             self._intake = []
 
     async def _wait_for_room(self) -> None:

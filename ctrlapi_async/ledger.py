@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from ctrlapi_async.models import StopOutcome, StopResult, StopStats, TaskStatus
 from ctrlapi_async.report import StopReport, Verdict
-from ctrlapi_async.roll import Ids, Roll, Window
+from ctrlapi_async.roll import Roll, Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +40,7 @@ class Ledger:
         # And how many had one that is not held any more.
         self._gone: Counter[StopResult] = Counter()
         self._texts = TEXTS
-        self._announced: deque[tuple[Ids, Sequence[int] | int]] = deque()
+        self._announced: deque[tuple[list[int], Sequence[int] | int]] = deque()
         self._muted = False
         self.untaken = 0
         """How many announced verdicts (open ones among them) nobody has taken yet."""
@@ -74,10 +74,10 @@ class Ledger:
 
     def verdict(self, task_id: int) -> Verdict:
         """Give the verdict of a task."""
-        [code] = self._roll.codes_at((task_id,))
+        [code] = self._roll.codes_at([task_id])
         return self._verdicts[code]
 
-    def admit(self, task_ids: Ids, code: int) -> Ids:
+    def admit(self, task_ids: list[int], code: int) -> list[int]:
         """Enter tasks under an open verdict: give those that are new, in order.
 
         Raises:
@@ -94,7 +94,7 @@ class Ledger:
             self._population[code] += len(fresh)
         return fresh
 
-    def move(self, task_ids: Ids, codes: Sequence[int], was: int | None = None) -> None:
+    def move(self, task_ids: list[int], codes: Sequence[int], was: int | None = None) -> None:
         """Give each task the verdict in its place.
 
         Args:
@@ -114,7 +114,7 @@ class Ledger:
             )
             self._forget()
 
-    def move_all(self, task_ids: Ids, code: int, was: int | None = None) -> None:
+    def move_all(self, task_ids: list[int], code: int, was: int | None = None) -> None:
         """Give all of some tasks one verdict; arguments as for `move`."""
         if self._population is not None:
             self._leave(self._population, task_ids, was)
@@ -129,7 +129,7 @@ class Ledger:
             self._roll.put_all(task_ids, code, was)
 
     def amend(
-        self, task_ids: Ids, change: Callable[[Verdict], Verdict], *, final: bool = True
+        self, task_ids: list[int], change: Callable[[Verdict], Verdict], *, final: bool = True
     ) -> None:
         """Give each task a verdict made of the one it has."""
         was = self._roll.codes_at(task_ids)
@@ -141,7 +141,7 @@ class Ledger:
             )
         self.move(task_ids, list(map(codes.__getitem__, was)))
 
-    def _leave(self, population: Counter[int], task_ids: Ids, was: int | None) -> None:
+    def _leave(self, population: Counter[int], task_ids: list[int], was: int | None) -> None:
         if was is not None:
             population[was] -= len(task_ids)
         else:
@@ -162,7 +162,7 @@ class Ledger:
                 self._gone[verdict.result] += population.pop(number, 0)
         self._texts = 2 * len(self._verdicts) + TEXTS
 
-    def _announce(self, task_ids: Ids, codes: Sequence[int] | int) -> None:
+    def _announce(self, task_ids: list[int], codes: Sequence[int] | int) -> None:
         self._announced.append((task_ids, codes))
         self.untaken += len(task_ids)
 

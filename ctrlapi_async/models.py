@@ -13,7 +13,7 @@ from attrs import Attribute, define, field, frozen
 from msgspec import Meta, ValidationError, convert
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 
 class TaskStatus(StrEnum):
@@ -177,12 +177,12 @@ def expect_int(name: str, value: object, least: int = 0) -> int:
     return int(value)  # a plain one, which JSON can hold
 
 
-def expect_ids(task_ids: Iterable[Any]) -> tuple[int, ...]:
-    """Give ints from 0 to 2**63 - 1, plain ones; raises as `expect_int` does."""
+def expect_ids(task_ids: list[Any]) -> list[int]:
+    """Give ints from 0 to 2**63 - 1, plain ones, in a list; raises as `expect_int` does."""
     try:
         return convert(task_ids, _TaskIds)
     except ValidationError:
-        return tuple(map(partial(expect_int, "a task id"), task_ids))  # says which, and why
+        return list(map(partial(expect_int, "a task id"), task_ids))  # says which, and why
 
 
 def expect_seconds(name: str, value: object) -> float:
@@ -201,7 +201,7 @@ def expect_seconds(name: str, value: object) -> float:
 
 MAX_ID: Final = 2**63 - 1
 
-_TaskIds = tuple[Annotated[int, Meta(ge=0, le=MAX_ID)], ...]
+_TaskIds = list[Annotated[int, Meta(ge=0, le=MAX_ID)]]
 
 
 def _optional(

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ctrlapi_async.ledger import Ledger
-    from ctrlapi_async.roll import Ids
 
 MAX_CALLS: Final = 1000
 """Method calls a request at most: some 100 kB of JSON around their ids."""
@@ -69,7 +68,7 @@ class Call(NamedTuple):
     """One method call of a request: tasks of one project."""
 
     project_id: int
-    task_ids: Ids | AllActive
+    task_ids: list[int] | AllActive
 
     @property
     def size(self) -> int:
@@ -114,11 +113,11 @@ class Pool:
     """Tasks that wait for a request, project by project, first come, first served."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[int, Ids]] = deque()
+        self._waiting: deque[tuple[int, list[int]]] = deque()
         self._start = 0
         self.size = 0
 
-    def add(self, project_id: int, task_ids: Ids) -> None:
+    def add(self, project_id: int, task_ids: list[int]) -> None:
         """Put tasks at the end."""
         if task_ids:
             self._waiting.append((project_id, task_ids))
@@ -126,7 +125,7 @@ class Pool:
 
     def take(self, limit: int) -> list[Call]:
         """Take tasks from the front: `limit` of them, or fewer of very many projects."""
-        taken: dict[int, list[Ids]] = {}
+        taken: dict[int, list[int]] = {}
         room = limit
         while room and self._waiting and len(taken) < MAX_CALLS:
             project_id, task_ids = self._waiting[0]
@@ -136,12 +135,12 @@ class Pool:
             if self._start == len(task_ids):
                 self._waiting.popleft()
                 self._start = 0
-            taken.setdefault(project_id, []).append(piece)
+            if project_id in taken:
+                taken[project_id] += piece
+            else:
+                taken[project_id] = piece
         self.size -= limit - room
-        return [
-            Call(project_id, pieces[0] if len(pieces) == 1 else tuple(chain(*pieces)))
-            for project_id, pieces in taken.items()
-        ]
+        return [Call(*call) for call in taken.items()]
 
     def take_all(self, limit: int) -> list[list[Call]]:
         """Take everything, in portions of `limit` tasks."""
@@ -229,7 +228,7 @@ class StopPlan:
 
     # --- tasks in -----------------------------------------------------------------------------
 
-    def feed(self, project_id: int, task_ids: Ids) -> None:
+    def feed(self, project_id: int, task_ids: list[int]) -> None:
         """Ask for tasks; those asked for before are passed over."""
         self._projects.add(project_id)
         self._fed.add(project_id, self._ledger.admit(task_ids, self._codes_of(project_id).unasked))
@@ -443,7 +442,7 @@ class StopPlan:
                 if isinstance(answer, CtrlApiError):
                     raise answer
                 if left := self._BOOK[job.work](self, job, call, answer):
-                    unsettled.append(Call(call.project_id, tuple(left)))
+                    unsettled.append(Call(call.project_id, left))
                     where = where or answer.where
             except MethodError as error:
                 repeats += self._refuse(evolve(job, calls=[call]), error)
@@ -582,7 +581,7 @@ class StopPlan:
         known = self._codes_of(project_id)
         if isinstance(task_ids, AllActive):
             # One that is asked for by its id, in whatever project, has its outcome there.
-            task_ids = tuple(n for n in _by_task(answer, None) if n not in self._ledger)
+            task_ids = [n for n in _by_task(answer, None) if n not in self._ledger]
             task_ids = self._ledger.admit(task_ids, known.unasked)
         codes = _packed(self._codes_in_order(project_id, task_ids, answer))
         self._ledger.move(task_ids, codes, known.unasked if job.fresh else None)
@@ -595,13 +594,13 @@ class StopPlan:
         return []
 
     def _codes_in_order(
-        self, project_id: int, asked: Ids, answer: wire.Answer[list[wire.Row]]
+        self, project_id: int, asked: list[int], answer: wire.Answer[list[wire.Row]]
     ) -> Sequence[int]:
         """Give the verdict of each task that was asked for."""
         if answer.marks:
             return self._codes_of_marks(project_id, answer.marks)
         rows = answer.result
-        if rows and isinstance(rows[0], wire.CheckedRow) and _ids_of(rows) == asked:
+        if rows and isinstance(rows[0], wire.CheckedRow) and [row.task_id for row in rows] == asked:
             known = self._codes_of(project_id).found
             try:
                 return [known[row.status] for row in rows]
@@ -656,13 +655,13 @@ class StopPlan:
                 # Without a word of it; or unavailable, perhaps because the stop before this
                 # one, whose reply was lost, did its work.
                 unclear.append(task_id)
-        self._sent(project_id, tuple(sent), was)
+        self._sent(project_id, sent, was)
         for words, task_ids in unavailable.items():
             code = self._code(project_id, StopResult.UNAVAILABLE, self._seen, words)
-            self._ledger.move_all(tuple(task_ids), code, was)
+            self._ledger.move_all(task_ids, code, was)
         return unclear
 
-    def _sent(self, project_id: int, task_ids: Ids, was: int | None) -> None:
+    def _sent(self, project_id: int, task_ids: list[int], was: int | None) -> None:
         if task_ids:
             self._ledger.move_all(task_ids, self._codes_of(project_id).sent, was)
             if self._confirm:
@@ -693,7 +692,7 @@ class StopPlan:
             status = parse_status(row.status) if row is not None else None
             if status is None:
                 words = (row.error if row is not None else answer.words) or "no row for it"
-                self._leave_lost(job, (task_id,), f"when checked: {words}")
+                self._leave_lost(job, [task_id], f"when checked: {words}")
             elif status is TaskStatus.RUNNING:
                 again.append(task_id)
             else:
@@ -701,10 +700,10 @@ class StopPlan:
         for status, task_ids in found.items():
             stopped = status is TaskStatus.CANCELED
             result = StopResult.STOP_SENT if stopped else StopResult.NOT_RUNNING
-            self._ledger.move_all(tuple(task_ids), self._code(project_id, result, status))
+            self._ledger.move_all(task_ids, self._code(project_id, result, status))
         return again
 
-    def _leave_lost(self, job: Job, task_ids: Ids, words: str) -> None:
+    def _leave_lost(self, job: Job, task_ids: list[int], words: str) -> None:
         """Book tasks whose stop was lost and of which nothing more can be learnt."""
         lost = cast("CtrlApiError", job.lost)
         self.note(lost)
@@ -726,11 +725,11 @@ class StopPlan:
                 unknown.append(task_id)
             else:
                 found.setdefault(status, []).append(task_id)
-        self._finish(tuple(unknown))
+        self._finish(unknown)
         for status, task_ids in found.items():
             code = self._code(project_id, StopResult.STOP_SENT, status)
-            self._ledger.move_all(tuple(task_ids), code)
-        self._stopped.add(project_id, tuple(running))
+            self._ledger.move_all(task_ids, code)
+        self._stopped.add(project_id, running)
         return []
 
     def _refuse(self, job: Job, error: CtrlApiError) -> list[Repeat]:
@@ -778,7 +777,7 @@ class StopPlan:
         else:
             self.give_up(job, error)
 
-    def _deny(self, job: Job, task_ids: Ids, error: TasksDeniedError) -> None:
+    def _deny(self, job: Job, task_ids: list[int], error: TasksDeniedError) -> None:
         """Book tasks that the server says are not there."""
         if job.work is Work.CONFIRM:
             self._finish(task_ids)
@@ -822,16 +821,18 @@ class StopPlan:
         self.note(error)
         self._amend(_listed(call), StopResult.NOT_SENT, words_of(error))
 
-    def _unconfirm(self, task_ids: Ids, words: str, *, final: bool = True) -> None:
+    def _unconfirm(self, task_ids: list[int], words: str, *, final: bool = True) -> None:
         self._amend(task_ids, StopResult.UNCONFIRMED, words, final=final)
 
-    def _amend(self, task_ids: Ids, result: StopResult, words: str, *, final: bool = True) -> None:
+    def _amend(
+        self, task_ids: list[int], result: StopResult, words: str, *, final: bool = True
+    ) -> None:
         """Give tasks a last verdict, with the status that they were last seen with."""
         self._ledger.amend(
             task_ids, lambda verdict: evolve(verdict, result=result, error=words), final=final
         )
 
-    def _finish(self, task_ids: Ids) -> None:
+    def _finish(self, task_ids: list[int]) -> None:
         """Make the verdict of tasks the last one, as it is."""
         self._ledger.amend(task_ids, lambda verdict: verdict)
 
@@ -866,14 +867,14 @@ def undone(error: CtrlApiError) -> bool:
     return isinstance(error, MethodError) or (isinstance(error, RequestError) and not error.sent)
 
 
-def _listed(call: Call) -> Ids:
-    return () if isinstance(call.task_ids, AllActive) else call.task_ids
+def _listed(call: Call) -> list[int]:
+    return [] if isinstance(call.task_ids, AllActive) else call.task_ids
 
 
-def _divided(call: Call, chosen: set[int]) -> tuple[Ids, Ids]:
+def _divided(call: Call, chosen: set[int]) -> tuple[list[int], list[int]]:
     """Divide the tasks of a call into those that are chosen and the others."""
     listed = _listed(call)
-    return tuple(n for n in listed if n in chosen), tuple(n for n in listed if n not in chosen)
+    return [n for n in listed if n in chosen], [n for n in listed if n not in chosen]
 
 
 def _halves(job: Job) -> tuple[Job, Job]:
@@ -903,16 +904,12 @@ def _packed(codes: Sequence[int]) -> Sequence[int]:
         return codes
 
 
-def _ids_of(rows: list[wire.Row]) -> Ids:
-    return tuple([row.task_id for row in rows])
-
-
-def _select(task_ids: Ids, codes: Sequence[int], wanted: int) -> Ids:
+def _select(task_ids: list[int], codes: Sequence[int], wanted: int) -> list[int]:
     """Give the tasks whose number is the one that is wanted."""
     if isinstance(codes, bytes) and wanted < 256:
         wanted_only = bytes(wanted) + b"\1" + bytes(255 - wanted)
-        return tuple(compress(task_ids, codes.translate(wanted_only)))
-    return tuple(n for n, code in zip(task_ids, codes, strict=True) if code == wanted)
+        return list(compress(task_ids, codes.translate(wanted_only)))
+    return [n for n, code in zip(task_ids, codes, strict=True) if code == wanted]
 
 
 def _by_task(

@@ -89,10 +89,10 @@ class StopReport(Mapping[int, StopOutcome]):
         return self._verdicts[roll.codes[place]].outcome(task_id)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._roll)
+        return iter(self._roll.ids)
 
     def __len__(self) -> int:
-        return len(self._roll)
+        return len(self._roll.ids)
 
     def __contains__(self, task_id: object) -> bool:
         return self._roll.place(task_id) is not None
@@ -135,7 +135,7 @@ class StopReport(Mapping[int, StopOutcome]):
         if not isinstance(other, StopReport):
             return NotImplemented
         mine, theirs = self._roll, other._roll
-        return list(mine) == list(theirs) and all(
+        return mine.ids == theirs.ids and all(
             self._verdicts[code] == other._verdicts[its]  # noqa: SLF001 - of its own kind
             for code, its in set(zip(mine.codes, theirs.codes, strict=True))
         )

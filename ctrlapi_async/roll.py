@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import sys
 from array import array
-from bisect import bisect_left, bisect_right
-from itertools import chain
+from bisect import bisect_left
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
+    from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 
-Ids = tuple[int, ...]
-"""Task ids on their way: a tuple of ints is looked at once by the garbage collector, then never
-again, a list in each of its full collections."""
-
-BLOCK: Final = 500
-"""Ids up to which those entered a few at a time are kept together."""
 
 FEW: Final = 8
 """Ids of which each is faster looked up than all of them together."""
@@ -31,10 +25,7 @@ class Roll:
     """
 
     def __init__(self) -> None:
-        self._blocks: list[Ids] = []
-        # Of each block, the place and the id of its first.
-        self._starts: list[int] = []
-        self._firsts: list[int] = []
+        self.ids: list[int] = []
         self.codes: bytearray | array[int] = bytearray()
         self._index: dict[int, int] | None = None
         # Whether the ids ascend and have no gaps, as those often do that a server counts out.
@@ -44,46 +35,36 @@ class Roll:
     def of(cls, codes: Mapping[int, int]) -> Roll:
         """Make a roll of numbers by id."""
         roll = cls()
-        roll.put(roll.add(tuple(codes), 0)[0], list(codes.values()))
+        roll.put(roll.add(list(codes), 0)[0], list(codes.values()))
         return roll
 
-    def add(self, task_ids: Ids, code: int) -> tuple[Ids, list[int]]:
+    def add(self, task_ids: list[int], code: int) -> tuple[list[int], list[int]]:
         """Enter those ids that are not there yet: give these in order, and those that were."""
         known: list[int] = []
         if self._index is None and not self._follow(task_ids):
-            self._index = dict(zip(self, range(len(self)), strict=True))
+            self._index = dict(zip(self.ids, range(len(self.ids)), strict=True))
         if self._index is not None:
             fresh = dict.fromkeys(task_ids)
             known = list(self._index.keys() & fresh)
             for task_id in known:
                 del fresh[task_id]
-            task_ids = tuple(fresh)
-            start = len(self)
+            task_ids = list(fresh)
+            start = len(self.ids)
             self._index.update(zip(task_ids, range(start, start + len(task_ids)), strict=True))
-        if task_ids:
-            self._append(task_ids)
+        ids = self.ids
+        ids += task_ids
+        self._gapless = self._index is None and (not ids or ids[-1] - ids[0] < len(ids))
         packed = self._packed([code])  # first: it may put another container in the codes' place
         self.codes.extend(packed * len(task_ids))
-        self._gapless = self._index is None and (
-            not self._blocks or self._blocks[-1][-1] - self._firsts[0] < len(self)
-        )
         return task_ids, known
 
-    def _append(self, task_ids: Ids) -> None:
-        if self._blocks and len(self._blocks[-1]) + len(task_ids) <= BLOCK:
-            self._blocks[-1] += task_ids
-        else:
-            self._starts.append(len(self))
-            self._firsts.append(task_ids[0])
-            self._blocks.append(task_ids)
-
-    def _follow(self, task_ids: Ids) -> bool:
+    def _follow(self, task_ids: list[int]) -> bool:
         """Tell whether ids ascend, and from the last one on."""
         if not task_ids:
             return True
         return (
-            (not self._blocks or task_ids[0] > self._blocks[-1][-1])
-            and sorted(task_ids) == list(task_ids)
+            (not self.ids or task_ids[0] > self.ids[-1])
+            and sorted(task_ids) == task_ids
             and len(set(task_ids)) == len(task_ids)
         )
 
@@ -91,46 +72,27 @@ class Roll:
         """Give the number of ids before this one, or None if it is not there."""
         if self._index is not None:
             return self._index.get(task_id)  # type: ignore[call-overload, no-any-return]
+        ids = self.ids
         try:
             if self._gapless and isinstance(task_id, int):
-                place = task_id - self._firsts[0]
-                return place if 0 <= place < len(self) else None
-            place = self._place_of(task_id)  # type: ignore[arg-type]
-            return place if self._stretch(place, 1) == (task_id,) else None
-        except (IndexError, TypeError, ValueError):  # there is none, or nothing like an id
+                place = task_id - ids[0]
+                return place if 0 <= place < len(ids) else None
+            place = bisect_left(ids, task_id)  # type: ignore[call-overload]
+            return place if ids[place] == task_id else None
+        except (IndexError, TypeError, ValueError):  # behind the last one, or nothing like an id
             return None
-
-    def _place_of(self, task_id: int) -> int:
-        """Give the place of an id that is there, if they ascend."""
-        block = bisect_right(self._firsts, task_id) - 1
-        return self._starts[block] + bisect_left(self._blocks[block], task_id)
-
-    def _stretch(self, start: int, size: int) -> Ids:
-        """Give the ids from a place on: so many, or fewer at the end."""
-        block = bisect_right(self._starts, start) - 1
-        start -= self._starts[block]
-        found = self._blocks[block][start : start + size]
-        while len(found) < size and (block := block + 1) < len(self._blocks):
-            found += self._blocks[block][: size - len(found)]
-        return found
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def __iter__(self) -> Iterator[int]:
-        return chain.from_iterable(self._blocks)
 
     def __contains__(self, task_id: object) -> bool:
         return self.place(task_id) is not None
 
-    def codes_at(self, task_ids: Ids) -> Sequence[int]:
+    def codes_at(self, task_ids: list[int]) -> Sequence[int]:
         """Give the numbers of some of the ids."""
         codes, places = self.codes, self._places(task_ids)
         if isinstance(places, range):
             return codes[places.start : places.stop]
         return [codes[place] for place in places]
 
-    def put(self, task_ids: Ids, codes: Sequence[int]) -> None:
+    def put(self, task_ids: list[int], codes: Sequence[int]) -> None:
         """Change the numbers of some of the ids."""
         packed, places = self._packed(codes), self._places(task_ids)
         held: MutableSequence[int] = self.codes
@@ -140,7 +102,7 @@ class Roll:
             for place, code in zip(places, packed, strict=True):
                 held[place] = code
 
-    def put_all(self, task_ids: Ids, code: int, was: int | None = None) -> None:
+    def put_all(self, task_ids: list[int], code: int, was: int | None = None) -> None:
         """Give some of the ids the same number.
 
         Args:
@@ -153,9 +115,9 @@ class Roll:
         if was is None or self._index is not None or isinstance(held, array):
             self.put(task_ids, packed * len(task_ids))
         else:
-            self._flip(held, tuple(sorted(task_ids)), bytes([was]), bytes(packed))
+            self._flip(held, sorted(task_ids), bytes([was]), bytes(packed))
 
-    def _flip(self, held: bytearray, task_ids: Ids, was: bytes, code: bytes) -> None:
+    def _flip(self, held: bytearray, task_ids: list[int], was: bytes, code: bytes) -> None:
         """Change the number that some of the ids have; they ascend."""
         if len(task_ids) < FEW:
             self.put(task_ids, code * len(task_ids))
@@ -170,13 +132,13 @@ class Roll:
             self._flip(held, task_ids[:middle], was, code)
             self._flip(held, task_ids[middle:], was, code)
 
-    def _places(self, task_ids: Ids) -> range | list[int]:
+    def _places(self, task_ids: list[int]) -> range | list[int]:
         """Give the places of some of the ids."""
         if not task_ids:
             return range(0)
         place_of = self._finder()
         start = place_of(task_ids[0])
-        if self._stretch(start, len(task_ids)) == task_ids:
+        if self.ids[start : start + len(task_ids)] == task_ids:
             return range(start, start + len(task_ids))
         return list(map(place_of, task_ids))
 
@@ -184,7 +146,7 @@ class Roll:
         """Give what gives the place of an id that is there."""
         if self._index is not None:
             return self._index.__getitem__
-        return self._firsts[0].__rsub__ if self._gapless else self._place_of
+        return self.ids[0].__rsub__ if self._gapless else partial(bisect_left, self.ids)
 
     def _packed(self, codes: Sequence[int]) -> bytes | array[int]:
         """Give numbers in the form in which the roll holds them."""
@@ -199,18 +161,16 @@ class Roll:
 
     def entries(self) -> Iterable[tuple[int, int]]:
         """Go through ids and numbers, in order."""
-        return zip(self, self.codes, strict=True)
+        return zip(self.ids, self.codes, strict=True)
 
     def with_codes(self, changes: dict[int, int]) -> Roll:
         """Make a copy in which some of the ids have other numbers."""
         copy = Roll()
-        copy._blocks = self._blocks.copy()
-        copy._starts = self._starts.copy()
-        copy._firsts = self._firsts.copy()
+        copy.ids = self.ids.copy()
         copy.codes = self.codes[:]
         copy._index = self._index and self._index.copy()
         copy._gapless = self._gapless
-        copy.put(tuple(changes), list(changes.values()))
+        copy.put(list(changes), list(changes.values()))
         return copy
 
 
@@ -220,27 +180,27 @@ class Window:
     def __init__(self) -> None:
         self._codes: dict[int, int] = {}
 
-    def add(self, task_ids: Ids, code: int) -> tuple[Ids, list[int]]:
+    def add(self, task_ids: list[int], code: int) -> tuple[list[int], list[int]]:
         """Enter those ids that are not there: give these in order, and those that were."""
         fresh = dict.fromkeys(task_ids, code)
         known = list(self._codes.keys() & fresh)
         for task_id in known:
             del fresh[task_id]
         self._codes |= fresh
-        return tuple(fresh), known
+        return list(fresh), known
 
     def __contains__(self, task_id: object) -> bool:
         return task_id in self._codes
 
-    def codes_at(self, task_ids: Ids) -> Sequence[int]:
+    def codes_at(self, task_ids: list[int]) -> Sequence[int]:
         """Give the numbers of some of the ids."""
         return list(map(self._codes.__getitem__, task_ids))
 
-    def put(self, task_ids: Ids, codes: Sequence[int]) -> None:
+    def put(self, task_ids: list[int], codes: Sequence[int]) -> None:
         """Change the numbers of some of the ids."""
         self._codes.update(zip(task_ids, codes, strict=True))
 
-    def put_all(self, task_ids: Ids, code: int, was: int | None = None) -> None:
+    def put_all(self, task_ids: list[int], code: int, was: int | None = None) -> None:
         """Give some of the ids the same number."""
         del was
         self._codes |= dict.fromkeys(task_ids, code)

@@ -357,7 +357,7 @@ def encode(
     )
 
 
-def ids_text(task_ids: Sequence[int] | AllActive) -> bytes:
+def ids_text(task_ids: list[int] | AllActive) -> bytes:
     """Write the `task_ids` of TaskStatus and TaskStop: one id goes bare, several as an array."""
     text = msgspec.json.encode(task_ids)
     return text if b"," in text else text.strip(b"[]")

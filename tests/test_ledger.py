@@ -50,8 +50,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def admit(self, task_ids: list[int]) -> None:
         # Without a report a final verdict is forgotten; then nobody asks for the task again.
         task_ids = [n for n in task_ids if self.collect or n not in self.final]
-        fresh = self.ledger.admit(tuple(task_ids), self.code(OPEN))
-        assert list(fresh) == [n for n in task_ids if n not in self.open and n not in self.final]
+        fresh = self.ledger.admit(task_ids, self.code(OPEN))
+        assert fresh == [n for n in task_ids if n not in self.open and n not in self.final]
         self.open |= dict.fromkeys(fresh, OPEN)
         self.order += fresh
 
@@ -60,7 +60,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def move(self, data: st.DataObject, known: bool) -> None:
         was = data.draw(st.sampled_from(list(self.open.values()))) if known else None
         candidates = [n for n, verdict in self.open.items() if was in (None, verdict)]
-        moved = data.draw(st.lists(st.sampled_from(candidates), unique=True).map(tuple))
+        moved = data.draw(st.lists(st.sampled_from(candidates), unique=True))
         verdicts = data.draw(
             st.lists(st.sampled_from(VERDICTS), min_size=len(moved), max_size=len(moved))
         )
@@ -75,7 +75,7 @@ class LedgerMachine(RuleBasedStateMachine):
     ) -> None:
         was = data.draw(st.sampled_from(list(self.open.values()))) if known else None
         candidates = [n for n, verdict in self.open.items() if was in (None, verdict)]
-        moved = data.draw(st.lists(st.sampled_from(candidates), unique=True).map(tuple))
+        moved = data.draw(st.lists(st.sampled_from(candidates), unique=True))
         self.ledger.move_all(moved, self.code(verdict), self.code(was) if was else None)
         for task_id in moved:
             self.book(task_id, verdict)
@@ -83,7 +83,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def amend(self, data: st.DataObject) -> None:
-        moved = data.draw(st.lists(st.sampled_from(list(self.open)), unique=True).map(tuple))
+        moved = data.draw(st.lists(st.sampled_from(list(self.open)), unique=True))
         self.ledger.amend(moved, lambda verdict: evolve(verdict, result=StopResult.UNCONFIRMED))
         for task_id in moved:
             self.book(task_id, (StopResult.UNCONFIRMED, self.open[task_id][1], True))
@@ -130,19 +130,19 @@ TestLedger = LedgerMachine.TestCase
 
 def test_a_task_of_two_projects_is_refused() -> None:
     ledger = Ledger(collect=True)
-    ledger.admit((1, 2), ledger.code(2, StopResult.NOT_SENT, final=False))
+    ledger.admit([1, 2], ledger.code(2, StopResult.NOT_SENT, final=False))
     with pytest.raises(ValueError, match="task 2 is asked for in two projects, 2 and 3"):
-        ledger.admit((3, 2), ledger.code(3, StopResult.NOT_SENT, final=False))
+        ledger.admit([3, 2], ledger.code(3, StopResult.NOT_SENT, final=False))
 
 
 def test_a_muted_ledger_announces_nothing_and_counts_on() -> None:
     ledger = Ledger(collect=True)
     asked = ledger.code(2, StopResult.NOT_SENT, final=False)
     sent = ledger.code(2, StopResult.STOP_SENT)
-    ledger.admit((1, 2), asked)
-    ledger.move_all((1,), sent)
+    ledger.admit([1, 2], asked)
+    ledger.move_all([1], sent)
     ledger.mute()
-    ledger.move_all((2,), sent)
+    ledger.move_all([2], sent)
     assert ledger.untaken == 0
     assert list(ledger.take()) == []
     assert ledger.counts[StopResult.STOP_SENT] == 2
@@ -150,7 +150,7 @@ def test_a_muted_ledger_announces_nothing_and_counts_on() -> None:
 
 def test_changes_are_in_the_report_and_nowhere_else() -> None:
     ledger = Ledger(collect=True)
-    ledger.admit((1, 2), ledger.code(2, StopResult.NOT_SENT, final=False))
+    ledger.admit([1, 2], ledger.code(2, StopResult.NOT_SENT, final=False))
     doubtful = ledger.code(2, StopResult.UNCONFIRMED)
     report = ledger.report(StopStats(stop_calls=1), {1: doubtful})
     assert report == StopReport.of(
@@ -163,16 +163,16 @@ def test_changes_are_in_the_report_and_nowhere_else() -> None:
 def test_a_report_is_a_snapshot() -> None:
     ledger = Ledger(collect=True)
     asked = ledger.code(2, StopResult.NOT_SENT, final=False)
-    ledger.admit((1,), asked)
+    ledger.admit([1], asked)
     before = ledger.report(StopStats(), {})
-    ledger.move_all((1,), ledger.code(2, StopResult.STOP_SENT))
+    ledger.move_all([1], ledger.code(2, StopResult.STOP_SENT))
     assert before[1].result is StopResult.NOT_SENT
 
 
 def test_rewording_reaches_open_verdicts_only() -> None:
     ledger = Ledger(collect=True)
-    ledger.admit((1, 2), ledger.code(2, StopResult.NOT_SENT, final=False))
-    ledger.move_all((1,), ledger.code(2, StopResult.NOT_SENT, error="refused"))
+    ledger.admit([1, 2], ledger.code(2, StopResult.NOT_SENT, final=False))
+    ledger.move_all([1], ledger.code(2, StopResult.NOT_SENT, error="refused"))
     ledger.reword(lambda verdict: evolve(verdict, error="late"))
     assert [each.error for each in ledger.report(StopStats(), {}).values()] == ["refused", "late"]
 
@@ -183,8 +183,8 @@ def test_open_verdicts_that_are_announced_on_the_way_are_not_given_out(collect: 
     asked = ledger.code(2, StopResult.NOT_SENT, final=False)
     pooled = ledger.code(2, StopResult.NOT_SENT, TaskStatus.RUNNING, final=False)
     done = ledger.code(2, StopResult.NOT_RUNNING, TaskStatus.COMPLETED)
-    ledger.admit((1, 2, 3), asked)
-    ledger.move((1, 2, 3), [pooled, done, pooled], asked)
+    ledger.admit([1, 2, 3], asked)
+    ledger.move([1, 2, 3], [pooled, done, pooled], asked)
     assert [each.task_id for each in ledger.take()] == [2]
     assert [each.task_id for each in ledger.leftovers()] == [1, 3]
 
@@ -195,17 +195,17 @@ def test_what_a_server_says_of_each_task_is_told_and_counted(collect: bool) -> N
     ledger = Ledger(collect=collect)
     asked = ledger.code(2, StopResult.NOT_SENT, final=False)
     pooled = ledger.code(2, StopResult.NOT_SENT, TaskStatus.RUNNING, final=False)
-    task_ids = ledger.admit(tuple(range(count)), asked)
+    task_ids = ledger.admit(list(range(count)), asked)
     first = iter(list[StopOutcome]())
     for task_id in task_ids:
         texts = [ledger.code(2, StopResult.NOT_FOUND, None, f"no task {task_id}"), pooled]
-        ledger.move((task_id,), [texts[task_id % 2]], asked)
+        ledger.move([task_id], [texts[task_id % 2]], asked)
         if task_id == 0:
             first = ledger.take()  # begun before what it tells of is forgotten
     odd = [n for n in task_ids if n % 2]
     for task_id in odd:
         code = ledger.code(2, StopResult.NOT_RUNNING, f"Status {task_id}")
-        ledger.move_all((task_id,), code, pooled)
+        ledger.move_all([task_id], code, pooled)
     told = list(first)
     while ledger.untaken:
         told += ledger.take()

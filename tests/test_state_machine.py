@@ -131,7 +131,7 @@ def project_of(task_id: int) -> int:
 
 
 def listed(call: Call) -> list[int]:
-    return list(call.task_ids) if isinstance(call.task_ids, tuple) else []
+    return call.task_ids if isinstance(call.task_ids, list) else []
 
 
 def whim(chance: random.Random | None, plain: T, odd: Sequence[T], plainly: float = 0.7) -> T:
@@ -333,7 +333,7 @@ class Machine(RuleBasedStateMachine):
         task_ids = self.exist(project_id, wanted)
         self.known.add(project_id)
         self.admit(list(dict.fromkeys(task_ids)))
-        self.plan.feed(project_id, tuple(task_ids))
+        self.plan.feed(project_id, task_ids)
 
     @precondition(lambda self: self.stars < 3 and not self.closed)
     @rule(project_id=projects, others=wishes)

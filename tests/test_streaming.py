@@ -283,8 +283,8 @@ def test_a_run_that_does_not_collect_keeps_a_window_only() -> None:
 
 
 def listed(call: Call) -> list[int]:
-    assert isinstance(call.task_ids, tuple)
-    return list(call.task_ids)
+    assert isinstance(call.task_ids, list)
+    return call.task_ids
 
 
 def engine(
