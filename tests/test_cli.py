@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import select
 import signal
 import socket
 import ssl
@@ -18,6 +19,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -433,6 +435,14 @@ async def test_output_waits_for_a_reader_who_is_far_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(thread, "BACKLOG", 2)
+    loop = asyncio.get_running_loop()
+    full = asyncio.Event()
+
+    def waits_for_room(*args: Any, wait: Any = select.select) -> Any:
+        loop.call_soon_threadsafe(full.set)
+        return wait(*args)
+
+    monkeypatch.setattr(select, "select", waits_for_room)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with os.fdopen(reading, "rb") as pipe, os.fdopen(writing, "w") as stdout:
@@ -441,7 +451,7 @@ async def test_output_waits_for_a_reader_who_is_far_behind(
         await out.room()
         size = 100_000
         out.put("x" * size)
-        await asyncio.sleep(0)  # that is on its way, and does not fit into the pipe
+        await full.wait()  # that does not fit into the pipe
         out.put("y" * size)
         out.put("z")
         waiting = asyncio.create_task(out.room())
@@ -478,14 +488,26 @@ def test_without_standard_output_nothing_is_written(monkeypatch: pytest.MonkeyPa
 
 async def test_a_thread_that_blocks_is_left_behind() -> None:
     reading, writing = os.pipe()
-    blocked = asyncio.create_task(thread.in_thread(os.read, reading, 1))
-    await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    mishaps: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, mishap: mishaps.append(mishap))
+    begun: asyncio.Future[threading.Thread] = loop.create_future()
+
+    def read() -> bytes:
+        loop.call_soon_threadsafe(begun.set_result, threading.current_thread())
+        return os.read(reading, 1)
+
+    blocked = asyncio.create_task(thread.in_thread(read))
+    left = await begun
     blocked.cancel()
     with pytest.raises(asyncio.CancelledError):
         await blocked
-    answered = asyncio.create_task(thread.in_thread(os.read, reading, 1))
-    os.write(writing, b"ab")  # one for each thread
-    assert await answered in (b"a", b"b")
+    assert left.is_alive()
+    os.write(writing, b"a")
+    await asyncio.to_thread(left.join)  # what it read comes too late, and harms nobody
+    os.write(writing, b"b")
+    assert await thread.in_thread(os.read, reading, 1) == b"b"
+    assert mishaps == []
     os.close(reading)
     os.close(writing)
     with pytest.raises(OSError, match="Bad file"):
