@@ -1,12 +1,15 @@
-"""What the tests share: recorded replies, and JSON of any shape."""
+"""What the tests share: recorded replies, JSON of any shape, and ids that arrive one by one."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 SAMPLES = Path(__file__).parent / "samples"
 
@@ -30,6 +33,16 @@ def reply(*entries: Any) -> bytes:
 
 def row(task_id: Any, status: Any = "Running", **more: Any) -> dict[str, Any]:
     return {"task_id": task_id, "status": status, **more}
+
+
+async def arriving(
+    task_ids: Iterable[Any], *, pause: Callable[[], Awaitable[object]] | None = None
+) -> AsyncIterator[Any]:
+    """Give ids from an async source, each followed by a pause."""
+    for task_id in task_ids:
+        yield task_id
+        if pause is not None:
+            await pause()
 
 
 any_json = st.recursive(

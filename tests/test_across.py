@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from invariants import Witness, assert_stops_were_due, assert_truth, run
+from support import arriving
 
 from ctrlapi_async import (
     ALL_ACTIVE,
@@ -34,7 +35,7 @@ from ctrlapi_async.simulator import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
     from ctrlapi_async.simulator import RequestRecord
 
@@ -186,10 +187,6 @@ async def test_an_id_that_is_asked_for_twice_in_one_project_counts_once(
 # --- what is refused before the first call --------------------------------------------------------
 
 
-async def ids_later() -> AsyncIterator[int]:
-    yield 1
-
-
 @pytest.mark.parametrize(
     ("targets", "kind"),
     [
@@ -205,7 +202,7 @@ async def ids_later() -> AsyncIterator[int]:
         ({2: [1], 3: None}, TypeError),
         ({2: [1], True: [2]}, TypeError),
         ({"2": [1]}, TypeError),
-        ({2: [1], 3: ids_later()}, TypeError),
+        ({2: [1], 3: arriving([1])}, TypeError),
         ([(2, [1])], TypeError),
         (None, TypeError),
     ],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import arriving
 
 from ctrlapi_async import (
     ALL_ACTIVE,
@@ -62,15 +63,6 @@ def calls(status: int, stop: int) -> Counter[str]:
 
 async def gather_outcomes(run: StopRun) -> list[StopOutcome]:
     return [outcome async for outcome in run]
-
-
-async def source(
-    task_ids: Iterable[int], *, pause: Callable[[], Any] | None = None
-) -> AsyncIterator[int]:
-    for task_id in task_ids:
-        yield task_id
-        if pause is not None:
-            await pause()
 
 
 # --- No wasted call -------------------------------------------------------------------------------
@@ -365,7 +357,7 @@ FORMS: list[tuple[str, Callable[[], Any]]] = [
     ("iterator", lambda: iter([3, 3, 1, 2])),
     ("generator", lambda: (n for n in (3, 1, 2))),
     ("dict", lambda: {3: "x", 1: "y", 2: "z"}),
-    ("async", lambda: source([3, 1, 1, 2])),
+    ("async", lambda: arriving([3, 1, 1, 2])),
 ]
 
 
@@ -432,7 +424,7 @@ async def test_a_slow_source_does_not_hold_up_what_it_gave(api: ControlApiSimula
     came = asyncio.Event()
     async with (
         session_with(api, chunk_size=100) as session,
-        session.stopping(2, source(range(4), pause=came.wait)) as run,
+        session.stopping(2, arriving(range(4), pause=came.wait)) as run,
     ):
         first = await anext(run)
         came.set()
@@ -446,7 +438,7 @@ async def test_a_bad_id_from_a_source_joins_the_errors(bad: Any, api: ControlApi
     api.add_tasks([1, 2])
     async with session_with(api) as session:
         with pytest.raises(StopIncompleteError) as caught:
-            await session.stop_running(2, source([1, 2, bad]))
+            await session.stop_running(2, arriving([1, 2, bad]))
     (error,) = caught.value.exceptions
     assert isinstance(error, TypeError | ValueError)
     assert caught.value.report.ids(SENT) == [1, 2]  # what was read is finished

@@ -15,6 +15,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from invariants import Event, Witness, assert_stops_were_due, rows_of, run
+from support import arriving
 
 from ctrlapi_async import (
     ALL_ACTIVE,
@@ -42,8 +43,6 @@ from ctrlapi_async.simulator import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from ctrlapi_async.simulator import Fault, RequestRecord
 
 QUICK = RetryPolicy(attempts=4, wait_initial=0.01, wait_max=0.01)
@@ -180,16 +179,11 @@ def test_polls_do_not_keep_a_source_from_being_read(
             api.add_tasks(range(waiting), "Scheduled")
             api.add_tasks(range(waiting, count), "Running")
             stops = moments(api, "TaskStop")
-            report = await session.stop_running(2, ids_of(range(count)), timeout=20, **limit)
+            report = await session.stop_running(2, arriving(range(count)), timeout=20, **limit)
             assert report.counts[StopResult.STOP_SENT] == count - waiting
             assert stops[-1] < 5
 
     run(main())
-
-
-async def ids_of(task_ids: range) -> AsyncGenerator[int, None]:
-    for task_id in task_ids:
-        yield task_id
 
 
 @pytest.mark.parametrize("seconds", ["wait_pending", "confirm"])

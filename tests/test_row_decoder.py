@@ -170,13 +170,16 @@ def entry_of(call: int, *task_ids: int, before: str = "", behind: str = "") -> s
     return f'{{"id": {call}, "result": [{{{before}{middle}{behind}}}]}}'
 
 
+WITH_ANOTHER_CALL = (
+    '{"result": [{"task_id": 1, "status": "Running"}, {"task_id": 2, "status": "Running"}]}, '
+    '{"method": "TaskStatus", "id": 9, "error": "access denied to tasks [1]"}'
+)
+
 SIMILAR = {
     "ids that end alike": (entry_of(1, 164, 65), entry_of(2, 170, 71), [[64, 65], [70, 71]], 2),
     "an entry of another call": (
-        '{"result": [{"task_id": 1, "status": "Running"}, {"task_id": 2, "status": "Running"}]}, '
-        + (other := '{"method": "TaskStatus", "id": 9, "error": "access denied to tasks [1]"}'),
-        '{"result": [{"task_id": 1, "status": "Running"}, {"task_id": 2, "status": "Running"}]}, '
-        + other,
+        WITH_ANOTHER_CALL,
+        WITH_ANOTHER_CALL,
         [[1, 2], [1, 2]],
         9,
     ),

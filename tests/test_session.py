@@ -12,7 +12,7 @@ from aioresponses import aioresponses as AioResponses  # noqa: N812 - it is a cl
 from hypothesis import given
 from hypothesis import strategies as st
 from invariants import run
-from support import any_json, body, entry, row, sample
+from support import any_json, arriving, body, entry, row, sample
 from yarl import URL
 
 from ctrlapi_async import (
@@ -36,7 +36,7 @@ from ctrlapi_async import (
 from ctrlapi_async.simulator import Body, ControlApiSimulator, Delay, Rewrite
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
 HOST = "http://172.16.1.41"
 ENDPOINT = f"{HOST}/ctrl_api/v1/json"
@@ -265,11 +265,6 @@ def test_a_sessions_arguments_are_checked_when_it_is_made(
         ControlSession(**good | arguments)
 
 
-async def source(*items: Any) -> AsyncIterator[Any]:
-    for item in items:
-        yield item
-
-
 BAD_IDS: list[tuple[Any, type[Exception]]] = [
     *((value, TypeError) for value in (None, True, 66.0, "66", b"66", bytearray(b"66"), object())),
     *((value, ValueError) for value in (-1, 2**63)),
@@ -384,7 +379,7 @@ async def test_task_status_of_all_active_and_of_an_async_source(api: ControlApiS
     api.add_task(4, "Completed")
     async with ControlSession(api.url, 1) as session:
         active = await session.task_status(2, ALL_ACTIVE)
-        streamed = await session.task_status(2, source(4, 2))
+        streamed = await session.task_status(2, arriving([4, 2]))
     assert {n: str(state.status) for n, state in active.items()} == {
         1: "Running", 2: "Explore", 3: "Running",
     }  # fmt: skip
