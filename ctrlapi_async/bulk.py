@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from itertools import islice
 from types import MappingProxyType
@@ -31,8 +32,15 @@ if TYPE_CHECKING:
     from ctrlapi_async.plan import Call, Job
     from ctrlapi_async.report import StopReport
 
-FEED: Final = 10_000
+FEED: Final = 5000
 """Task ids that are taken in one go: more would hold up the caller's event loop."""
+
+FEED_CALL: Final = 250
+"""Task ids whose taking costs as much as what is done for each list of them, a project's say."""
+
+AGE: Final = 20
+"""As many times ids are taken, then the garbage collector goes through the lists of them. Later it
+would go through all in one go: some 10 ms for a million."""
 
 FLUSH: Final = 0.05
 """Seconds that ids of an async source wait for a full chunk."""
@@ -151,7 +159,7 @@ class StopRun(AsyncIterator[StopOutcome]):
         self._room = asyncio.Event()
         self._crash: BaseException | None = None
         self._batch: Iterator[StopOutcome] = iter(())
-        self._leftovers: Iterator[StopOutcome] | None = None
+        self._leftovers = self._ledger.leftovers()
         self._final: StopReport | None = None
 
     # --- what a caller sees -------------------------------------------------------------------
@@ -194,18 +202,16 @@ class StopRun(AsyncIterator[StopOutcome]):
             if self._ledger.untaken:
                 self._batch = self._ledger.take()
                 self._room.set()
-                # A loop body that never awaits must not keep others from their turn.
-                await asyncio.sleep(0)
             elif not self._done.is_set():
                 await self._news.wait()
+                continue
+            elif (left := next(self._leftovers, None)) is not None:
+                self._batch = left
             else:
-                if self._leftovers is None:
-                    self._leftovers = self._ledger.leftovers()
-                some = list(islice(self._leftovers, self._plan.chunk))
-                if not some:
-                    self._raise_if_incomplete()
-                    raise StopAsyncIteration
-                self._batch = iter(some)
+                self._raise_if_incomplete()
+                raise StopAsyncIteration
+            # A loop body that never awaits must not keep others from their turn.
+            await asyncio.sleep(0)
         return outcome
 
     async def wait(self) -> None:
@@ -312,11 +318,17 @@ class StopRun(AsyncIterator[StopOutcome]):
     # --- tasks in -----------------------------------------------------------------------------
 
     async def _feed(self) -> None:
+        fed = pauses = 0
         for project_id, task_ids in self._targets.listed.items():
             iterator = iter(task_ids)
             while piece := list(islice(iterator, FEED)):
                 self._plan.feed(project_id, expect_ids(piece))
-                if len(piece) == FEED:
+                fed += len(piece) + FEED_CALL
+                if fed >= FEED:
+                    fed = 0
+                    pauses += 1
+                    if pauses % AGE == 0 and gc.isenabled():
+                        gc.collect(1)
                     await asyncio.sleep(0)
         for project_id in self._targets.all_active:
             self._plan.feed_all_active(project_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from itertools import islice
 from typing import TYPE_CHECKING, Final, cast
 
 from ctrlapi_async.models import StopOutcome, StopResult, StopStats, TaskStatus
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 TEXTS: Final = 100
 """Verdicts in a server's own words that a ledger which does not collect holds on to."""
+
+PORTION: Final = 1000
+"""Tasks at the end that are looked through in one go."""
 
 
 class Ledger:
@@ -188,13 +192,15 @@ class Ledger:
             if code in verdicts
         )
 
-    def leftovers(self) -> Iterator[StopOutcome]:
-        """Go through the tasks whose verdict never became final."""
-        return (
-            self._verdicts[code].outcome(task_id)
-            for task_id, code in self._roll.entries()
-            if code in self._open
-        )
+    def leftovers(self) -> Iterator[Iterator[StopOutcome]]:
+        """Go through the tasks whose verdict never became final, in portions."""
+        entries = iter(self._roll.entries())
+        while portion := list(islice(entries, PORTION)):
+            yield (
+                self._verdicts[code].outcome(task_id)
+                for task_id, code in portion
+                if code in self._open
+            )
 
     def reword(self, change: Callable[[Verdict], Verdict]) -> None:
         """Put another verdict in the place of each open one, for all tasks that have it."""
@@ -205,7 +211,7 @@ class Ledger:
     def counts(self) -> dict[StopResult, int]:
         """How many tasks have each result, open verdicts included."""
         if self._population is None:
-            self._population = Counter(code for _, code in self._roll.entries())
+            self._population = cast("Roll", self._roll).tally()
         counts = dict.fromkeys(StopResult, 0) | self._gone
         for code, count in self._population.items():
             counts[self._verdicts[code].result] += count

@@ -498,12 +498,12 @@ class StopPlan:
 
     def unconfirmed(self) -> dict[int, int]:
         """Give the verdict, for now, of each task whose stop is under way."""
-        return {
-            task_id: self._code(call.project_id, StopResult.UNCONFIRMED, self._seen)
-            for job in self._doubtful()
-            for call in job.calls
-            for task_id in _listed(call)
-        }
+        verdicts: dict[int, int] = {}
+        for job in self._doubtful():
+            for call in job.calls:
+                code = self._code(call.project_id, StopResult.UNCONFIRMED, self._seen)
+                verdicts |= dict.fromkeys(_listed(call), code)
+        return verdicts
 
     def unconfirmed_count(self) -> int:
         """Count the tasks whose stop is under way."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import ItemsView, Mapping, ValuesView
 from functools import cache, cached_property
+from itertools import starmap
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from attrs import field, frozen
 from cattrs import BaseValidationError, transform_error
@@ -46,8 +48,68 @@ class Verdict:
         return cast("StopOutcome", outcome)
 
 
+class _ByTask(Mapping[int, T]):
+    """What the reports share: tasks in the order asked for, each with a number that says what of.
+
+    A number a task: a million tasks take no more than a dozen megabytes, and are out of the
+    garbage collector's sight.
+    """
+
+    __slots__ = ()
+    _roll: Roll
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._roll.ids)
+
+    def __len__(self) -> int:
+        return len(self._roll.ids)
+
+    def __contains__(self, task_id: object) -> bool:
+        return self._roll.place(task_id) is not None
+
+    @abstractmethod
+    def _walk(self) -> Iterator[T]:
+        """Give the values in order, without looking each one up."""
+
+    def values(self) -> ValuesView[T]:
+        """Give a view of the values, in order."""
+        return _Values(self)
+
+    def items(self) -> ItemsView[int, T]:
+        """Give a view of pairs of task id and value, in order."""
+        return _Pairs(self)
+
+    def _code(self, task_id: int) -> int:
+        place = self._roll.place(task_id)
+        if place is None:
+            raise KeyError(task_id)
+        return self._roll.codes[place]
+
+    def _ids(self, wanted: set[int]) -> list[int]:
+        """Give the ids of the tasks with one of these numbers, in order."""
+        return [task_id for task_id, code in self._roll.entries() if code in wanted]
+
+
+class _Values(ValuesView[T]):
+    """Goes through the values without looking each one up."""
+
+    _mapping: _ByTask[T]
+
+    def __iter__(self) -> Iterator[T]:
+        return self._mapping._walk()  # noqa: SLF001 - of the same house
+
+
+class _Pairs(ItemsView[int, T]):
+    """Goes through ids and values without looking each one up."""
+
+    _mapping: _ByTask[T]
+
+    def __iter__(self) -> Iterator[tuple[int, T]]:
+        return zip(self._mapping, self._mapping._walk(), strict=True)  # noqa: SLF001 - as above
+
+
 @frozen(eq=False, repr=False)
-class StopReport(Mapping[int, StopOutcome]):
+class StopReport(_ByTask[StopOutcome]):
     """An immutable mapping of task id to `StopOutcome`, in the order asked for.
 
     Reports are made by a session, by `of`, by `from_json` and by `|`. Two are equal if they
@@ -57,8 +119,6 @@ class StopReport(Mapping[int, StopOutcome]):
         stats: What the run cost, a `StopStats`.
     """
 
-    # A verdict's number a task: a million tasks take no more than a dozen megabytes, and are out
-    # of the garbage collector's sight.
     _roll: Roll = field(factory=Roll)
     _verdicts: tuple[Verdict, ...] = ()
     stats: StopStats = field(factory=StopStats)
@@ -82,28 +142,7 @@ class StopReport(Mapping[int, StopOutcome]):
         return cls(Roll.of(codes), tuple(numbers), stats or StopStats())
 
     def __getitem__(self, task_id: int) -> StopOutcome:
-        roll = self._roll
-        place = roll.place(task_id)
-        if place is None:
-            raise KeyError(task_id)
-        return self._verdicts[roll.codes[place]].outcome(task_id)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._roll.ids)
-
-    def __len__(self) -> int:
-        return len(self._roll.ids)
-
-    def __contains__(self, task_id: object) -> bool:
-        return self._roll.place(task_id) is not None
-
-    def values(self) -> ValuesView[StopOutcome]:
-        """Give a view of the outcomes, in order."""
-        return _Outcomes(self)
-
-    def items(self) -> ItemsView[int, StopOutcome]:
-        """Give a view of pairs of task id and outcome, in order."""
-        return _Pairs(self)
+        return self._verdicts[self._code(task_id)].outcome(task_id)
 
     def _walk(self) -> Iterator[StopOutcome]:
         verdicts = self._verdicts
@@ -115,14 +154,13 @@ class StopReport(Mapping[int, StopOutcome]):
         Args:
             results: The results looked for.
         """
-        wanted = {code for code, verdict in enumerate(self._verdicts) if verdict.result in results}
-        return [task_id for task_id, code in self._roll.entries() if code in wanted]
+        return self._ids({n for n, one in enumerate(self._verdicts) if one.result in results})
 
     @cached_property
     def counts(self) -> Mapping[StopResult, int]:
         """How many tasks have each result; every `StopResult` is a key."""
         counts = dict.fromkeys(StopResult, 0)
-        for code, count in Counter(self._roll.codes).items():
+        for code, count in self._roll.tally().items():
             counts[self._verdicts[code].result] += count
         return MappingProxyType(counts)
 
@@ -185,50 +223,58 @@ class StopReport(Mapping[int, StopOutcome]):
         return report
 
 
-class _Outcomes(ValuesView[StopOutcome]):
-    """Goes through the outcomes without looking each one up."""
-
-    _mapping: StopReport
-
-    def __iter__(self) -> Iterator[StopOutcome]:
-        return self._mapping._walk()  # noqa: SLF001 - of the same house
-
-
-class _Pairs(ItemsView[int, StopOutcome]):
-    """Goes through ids and outcomes without looking each one up."""
-
-    _mapping: StopReport
-
-    def __iter__(self) -> Iterator[tuple[int, StopOutcome]]:
-        return ((outcome.task_id, outcome) for outcome in self._mapping._walk())  # noqa: SLF001
-
-
 @frozen
 class _Document:
     outcomes: list[StopOutcome]
     stats: StopStats
 
 
-class StatusReport(Mapping[int, TaskState]):
+@frozen(eq=False, repr=False)
+class StatusReport(_ByTask[TaskState]):
     """An immutable mapping of task id to `TaskState`, in the order asked for.
 
-    Args:
-        states: A row for each task.
+    Reports are made by a session and by `of`.
     """
 
-    __slots__ = ("_states",)
+    _roll: Roll = field(factory=Roll)
+    _kinds: tuple[tuple[TaskStatus | str | None, str | None], ...] = ()
+    _details: Mapping[int, Mapping[str, Any]] = field(factory=dict)
 
-    def __init__(self, states: Iterable[TaskState] = ()) -> None:
-        self._states = {state.task_id: state for state in states}
+    @classmethod
+    def of(cls, states: Iterable[TaskState]) -> StatusReport:
+        """Make a report of rows; of several for one task the last wins, in the first's place.
+
+        Args:
+            states: A row for each task.
+        """
+        rows = {state.task_id: state for state in states}
+        numbers: dict[tuple[TaskStatus | str | None, str | None], int] = {}
+        codes = {
+            task_id: numbers.setdefault((state.status, state.error), len(numbers))
+            for task_id, state in rows.items()
+        }
+        details = {task_id: dict(state.details) for task_id, state in rows.items() if state.details}
+        return cls(Roll.of(codes), tuple(numbers), details)
+
+    @classmethod
+    def found(cls, report: StopReport, details: Mapping[int, Mapping[str, Any]]) -> StatusReport:
+        """Make a report of what a dry run found.
+
+        Args:
+            report: The run's.
+            details: Other members of rows, by task id.
+        """
+        verdicts, roll = report._verdicts, report._roll  # noqa: SLF001 - of the same house
+        return cls(roll, tuple((one.status, one.error) for one in verdicts), details)
+
+    def _state(self, task_id: int, code: int) -> TaskState:
+        return TaskState(task_id, *self._kinds[code], self._details.get(task_id, {}))
 
     def __getitem__(self, task_id: int) -> TaskState:
-        return self._states[task_id]
+        return self._state(task_id, self._code(task_id))
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._states)
-
-    def __len__(self) -> int:
-        return len(self._states)
+    def _walk(self) -> Iterator[TaskState]:
+        return starmap(self._state, self._roll.entries())
 
     def ids(self, *statuses: TaskStatus | str | None) -> list[int]:
         """Give the ids of the tasks with one of these statuses, in order.
@@ -236,10 +282,12 @@ class StatusReport(Mapping[int, TaskState]):
         Args:
             statuses: The statuses looked for; None for the rows without one.
         """
-        return [state.task_id for state in self._states.values() if state.status in statuses]
+        return self._ids({n for n, (status, _) in enumerate(self._kinds) if status in statuses})
 
     def __repr__(self) -> str:
-        counts = Counter(str(state.status or "error") for state in self._states.values())
+        counts: Counter[str] = Counter()
+        for code, count in self._roll.tally().items():
+            counts[self._kinds[code][0] or "error"] += count
         total = len(self)
         words = ", ".join(f"{count} {status}" for status, count in counts.most_common())
         return f"StatusReport({total} task{'s' * (total != 1)}{': ' * bool(words)}{words})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +31,8 @@ class Roll:
         self._index: dict[int, int] | None = None
         # Whether the ids ascend and have no gaps, as those often do that a server counts out.
         self._gapless = True
+        # Whether a copy has the same ids, which then must not change.
+        self._shared = False
 
     @classmethod
     def of(cls, codes: Mapping[int, int]) -> Roll:
@@ -41,6 +44,10 @@ class Roll:
     def add(self, task_ids: list[int], code: int) -> tuple[list[int], list[int]]:
         """Enter those ids that are not there yet: give these in order, and those that were."""
         known: list[int] = []
+        if self._shared:
+            self.ids = self.ids.copy()
+            self._index = self._index and self._index.copy()
+            self._shared = False
         if self._index is None and not self._follow(task_ids):
             self._index = dict(zip(self.ids, range(len(self.ids)), strict=True))
         if self._index is not None:
@@ -163,13 +170,23 @@ class Roll:
         """Go through ids and numbers, in order."""
         return zip(self.ids, self.codes, strict=True)
 
+    def tally(self) -> Counter[int]:
+        """Count how many ids have each number."""
+        held = self.codes
+        if isinstance(held, array):
+            return Counter(held)
+        # Bytes are looked for, and counted, several times as fast as they are gone through.
+        return Counter({code: held.count(code) for code in range(256) if code in held})
+
     def with_codes(self, changes: dict[int, int]) -> Roll:
         """Make a copy in which some of the ids have other numbers."""
+        self._shared = True
         copy = Roll()
-        copy.ids = self.ids.copy()
+        copy.ids = self.ids
         copy.codes = self.codes[:]
-        copy._index = self._index and self._index.copy()
+        copy._index = self._index
         copy._gapless = self._gapless
+        copy._shared = True
         copy.put(list(changes), list(changes.values()))
         return copy
 

@@ -25,7 +25,6 @@ from ctrlapi_async.models import (
     Batching,
     RetryPolicy,
     StopOutcome,
-    TaskState,
     expect_int,
     expect_seconds,
 )
@@ -205,10 +204,10 @@ class ControlSession:
             TypeError: A task id is no int.
             ValueError: A task id is out of range.
         """
-        rows: dict[int, dict[str, Any]] = {}
+        details: dict[int, dict[str, Any]] = {}
 
         async def send(method: str, calls: list[Call]) -> _Answers:
-            return await self._send(method, calls, rows)
+            return await self._send(method, calls, details)
 
         run = self._run(_targets(project_id, task_ids), Options(dry_run=True), send)
         async with run:
@@ -216,20 +215,7 @@ class ControlSession:
                 await run.wait()
             except StopIncompleteError as error:
                 raise error.exceptions[0] from None
-            outcomes = run.report
-        return StatusReport(
-            TaskState(
-                outcome.task_id,
-                outcome.status,
-                outcome.error,
-                {
-                    name: value
-                    for name, value in rows.get(outcome.task_id, {}).items()
-                    if name not in ("task_id", "status", "error")
-                },
-            )
-            for outcome in outcomes.values()
-        )
+        return StatusReport.found(run.report, details)
 
     async def task_stop(self, project_id: int, task_ids: TaskIds) -> StopReport:
         """Stop tasks (TaskStop) without checking them first; rather use `stop_running`.
@@ -413,17 +399,22 @@ class ControlSession:
         return run.report
 
     async def _send(
-        self, method: str, calls: list[Call], rows: dict[int, dict[str, Any]] | None = None
+        self, method: str, calls: list[Call], details: dict[int, dict[str, Any]] | None = None
     ) -> _Answers:
-        """Send one request of a run; `rows`, if given, takes in the whole rows of the reply."""
+        """Send one request of a run; `details` take in its rows' members that no run needs."""
         asked = [wire.ids_text(task_ids) for _, task_ids in calls]
 
         def read(body: bytes, first_id: int) -> _Answers:
             answers = self._decoders[method].decode(body, asked, first_id)
-            if rows is not None:
+            known = any(isinstance(answer, wire.Answer) and answer.marks for answer in answers)
+            if details is not None and not known:
                 for answer in _STATES.decode(body, [method] * len(asked), first_id):
                     if isinstance(answer, wire.Answer):
-                        rows.update((row["task_id"], row) for row in answer.result)
+                        details.update(
+                            (row["task_id"], more)
+                            for row in answer.result
+                            if len(row) > 2 and (more := _details(row))
+                        )
             return answers
 
         return await self._exchange(
@@ -516,6 +507,11 @@ def stopping_across(
 
 
 _Answers = list[wire.Answer[list[wire.Row]] | CtrlApiError]
+
+
+def _details(row: dict[str, Any]) -> dict[str, Any]:
+    """Give the members of a TaskStatus row that are of no use for stopping."""
+    return {n: value for n, value in row.items() if n not in ("task_id", "status", "error")}
 
 
 def _targets(project_id: int, task_ids: AnyTaskIds) -> Targets:

@@ -79,8 +79,8 @@ def _decoder_of(result: object) -> msgspec.json.Decoder[_Reply[Any]]:
 class Answer(msgspec.Struct, Generic[T]):
     """What the server answered to one call: its result, the words beside it, and its path.
 
-    Where each task that was asked for has a usual status, `marks` may stand for the rows: a byte
-    each, in the order asked for (`STATUSES`). The result is empty then.
+    Where each task that was asked for has a usual status, and its row nothing else, `marks` may
+    stand for the rows: a byte each, in the order asked for (`STATUSES`). The result is empty then.
     """
 
     result: T
@@ -278,8 +278,8 @@ class _Hand:
         this_call = rb'("id"\s*:\s*)%d\b' % call_id
         if (
             first != asked[0]  # which may be the end of a longer one
+            or not (_UP_TO_ID.search(head) and _FROM_STATUS.match(tail))  # a row with more members
             or around.count(b'"task_id"') != 1  # rows that look otherwise, or are of other tasks
-            or around.count(b'"error"') > 1  # which a single row would have twice
             or b"\\" in around  # with which a name can be spelled in another way
             or around.count(b'"id"') != len(re.findall(this_call, around))  # another call's
         ):
@@ -320,6 +320,9 @@ _TWO_ROWS: Final = re.compile(
     rb'("\s{0,30}}\s{0,30},\s{0,30}{\s{0,30}"task_id"\s{0,30}:\s{0,30})\d'
 )
 """How two rows begin that have the documented members only."""
+_UP_TO_ID: Final = re.compile(rb'\[\s*{\s*"task_id"\s*:\s*\Z')
+_FROM_STATUS: Final = re.compile(rb'"\s*}\s*]')
+"""What stands around such rows."""
 _CALL_ID: Final = b"\0"
 """A mark that stands in no reply: JSON has no control characters."""
 

@@ -263,16 +263,20 @@ def test_a_status_report_is_a_mapping_in_order() -> None:
         TaskState(9, TaskStatus.RUNNING),
         TaskState(3, "Hibernating"),
         TaskState(7, error="Task does not exist"),
-        TaskState(5, TaskStatus.RUNNING),
+        TaskState(5, TaskStatus.RUNNING, None, {"stream": {"name": "Новости"}}),
     ]
-    report = StatusReport(states)
+    report = StatusReport.of([TaskState(9, None, "replaced", {"more": 1}), *states])
     assert list(report.items()) == [(state.task_id, state) for state in states]
+    assert list(report.values()) == states
+    assert report[5] == states[3]
     assert len(report) == 4
     assert 4 not in report
+    with pytest.raises(KeyError):
+        report[4]
     assert report.ids(TaskStatus.RUNNING) == [9, 5]
     assert report.ids("Hibernating", None) == [3, 7]
     assert repr(report) == "StatusReport(4 tasks: 2 Running, 1 Hibernating, 1 error)"
-    assert repr(StatusReport()) == "StatusReport(0 tasks)"
+    assert repr(StatusReport.of([])) == "StatusReport(0 tasks)"
     assert pickle.loads(pickle.dumps(report)) == report
 
 

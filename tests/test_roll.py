@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ class RollMachine(RuleBasedStateMachine):
         self.roll: Roll | Window = Window() if window else Roll()
         self.rising = rising
         self.model: dict[int, int] = {}
+        self.copies: list[tuple[Roll, dict[int, int]]] = []
 
     @rule(task_ids=ids_in_some_order, code=numbers)
     def add(self, task_ids: list[int], code: int) -> None:
@@ -87,12 +89,19 @@ class RollMachine(RuleBasedStateMachine):
     def change_a_copy(self, data: st.DataObject, code: int) -> None:
         changes = dict.fromkeys(self.some(data), code)
         copy = self.roll.with_codes(changes)
-        entries = copy.entries() if isinstance(copy, Roll) else copy
-        assert list(entries) == list((self.model | changes).items())
+        if isinstance(copy, Roll):
+            self.copies.append((copy, self.model | changes))
+        else:
+            assert list(copy) == list((self.model | changes).items())
 
     @invariant()
     def all_is_as_in_the_dict(self) -> None:
         assert list(self.roll.entries()) == list(self.model.items())
+        if isinstance(self.roll, Roll):
+            assert self.roll.tally() == Counter(self.model.values())
+        for copy, model in self.copies:
+            assert list(copy.entries()) == list(model.items())
+            assert [n for n in range(60) if n in copy] == sorted(model.keys() & {*range(60)})
         for task_id in range(-1, 60):
             assert (task_id in self.roll) is (task_id in self.model)
 

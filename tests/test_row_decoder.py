@@ -72,6 +72,12 @@ ODD_HANDS: dict[str, Hand] = {
     "last row with more": lambda method, rows, call: written(
         method, {"id": call, "result": [*rows[:-1], {"at": 0} | rows[-1]]}
     ),
+    "first row with more in front": lambda method, rows, call: written(
+        method, {"id": call, "result": [{"at": 0} | rows[0], *rows[1:]]}
+    ),
+    "last row with more behind": lambda method, rows, call: written(
+        method, {"id": call, "result": [*rows[:-1], rows[-1] | {"at": 0}]}
+    ),
     "told twice": lambda method, rows, call: written(
         method, {"id": call, "before": rows, "result": rows}
     ),

@@ -6,7 +6,7 @@ import random
 import sys
 from collections import Counter, deque
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import pytest
@@ -387,7 +387,7 @@ class Machine(RuleBasedStateMachine):
         assert len({call.project_id for call in calls}) == len(calls)
         task_ids = self.ids_of(job)
         assert len(set(task_ids)) == len(task_ids)
-        undecided = {each.task_id for each in self.ledger.leftovers()}
+        undecided = {each.task_id for each in self.leftovers}
         for call in calls:
             assert call.project_id not in self.dead
             for task_id in listed(call):
@@ -801,6 +801,10 @@ class Machine(RuleBasedStateMachine):
             self.accounts[task_id].over |= self.accounts[task_id].due is NOT_RUNNING
 
     @property
+    def leftovers(self) -> list[StopOutcome]:
+        return list(chain.from_iterable(self.ledger.leftovers()))
+
+    @property
     def doomed(self) -> bool:
         return bool(self.doom_words)
 
@@ -881,7 +885,7 @@ class Machine(RuleBasedStateMachine):
         """Take all outcomes, and count them and those to come."""
         while self.ledger.untaken:
             self.take()
-        counts = self.told + Counter(each.result for each in self.ledger.leftovers())
+        counts = self.told + Counter(each.result for each in self.leftovers)
         assert +Counter(self.ledger.counts) == counts
         assert self.ledger.unanswered == counts[NOT_SENT] + counts[UNCONFIRMED]
 
@@ -938,7 +942,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def each_task_has_one_outcome(self) -> None:
         self.moves += 1
-        undecided = {each.task_id: each for each in self.ledger.leftovers()}
+        undecided = {each.task_id: each for each in self.leftovers}
         under_way = self.plan.unconfirmed()
         report = self.ledger.report(StopStats(), under_way)
         for task_id in undecided:
@@ -1017,7 +1021,7 @@ class Machine(RuleBasedStateMachine):
         assert self.plan.unconfirmed() == {}
         self.each_task_has_one_outcome()
         self.count_results()
-        leftovers = {each.task_id for each in self.ledger.leftovers()}
+        leftovers = {each.task_id for each in self.leftovers}
         for task_id, account in self.accounts.items():
             assert (account.outcome is None) is (task_id in leftovers)
         assert not any(self.former.values())
@@ -1038,7 +1042,7 @@ class Machine(RuleBasedStateMachine):
                 assert not self.plan.confirming
                 assert not self.plan.listing
                 assert self.plan.backlog == self.plan.pickable() == 0
-                assert not list(self.ledger.leftovers())
+                assert not self.leftovers
             self.finish()
         event(f"{'doomed' if self.doomed else 'cut short' if self.cut_short else 'to the end'}")
         for result, number in self.ledger.counts.items():

@@ -1,0 +1,137 @@
+"""The event loop beside a large run: others have their turn, counted in turns and not in time."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ctrlapi_async import (
+    AuthError,
+    Batching,
+    RetryPolicy,
+    StopIncompleteError,
+    StopOutcome,
+    StopResult,
+    wire,
+)
+from ctrlapi_async.bulk import Options, StopRun, Targets
+from ctrlapi_async.pace import Pace
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+
+    from ctrlapi_async.plan import Call
+
+AT_ONCE = 8
+CHUNK = 500
+
+
+def run_over(listed: dict[int, Iterable[int]], *, barred: bool = False) -> StopRun:
+    """Make a run over a server where all tasks run, or that lets nobody in."""
+
+    async def exchange(method: str, calls: list[Call], /) -> list[Any]:
+        await asyncio.sleep(0)
+        if barred:
+            raise AuthError("access denied", 403)
+        mark = b"g" if method == wire.TASK_STATUS else b"q"
+        return [wire.Answer([], marks=mark * call.size) for call in calls]
+
+    return StopRun(
+        Targets(listed=listed),
+        Options(),
+        send=exchange,
+        pace=Pace(AT_ONCE),
+        policy=RetryPolicy(),
+        batching=Batching(CHUNK, AT_ONCE),
+        registry=set(),
+        check_open=lambda: None,
+    )
+
+
+@asynccontextmanager
+async def watched(progress: Callable[[], int]) -> AsyncIterator[list[int]]:
+    """Give, in the end, how far things get from one turn of the event loop to the next."""
+    steps: list[int] = []
+
+    async def watch() -> None:
+        last = progress()
+        while True:
+            await asyncio.sleep(0)
+            steps.append(progress() - last)
+            last += steps[-1]
+
+    watcher = asyncio.create_task(watch())
+    await asyncio.sleep(0)
+    try:
+        yield steps
+    finally:
+        watcher.cancel()
+        await asyncio.wait([watcher])
+
+
+class Counted:
+    """Ids that count how many were read."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def ids(self, *bounds: int) -> Iterable[int]:
+        for task_id in range(*bounds):
+            self.read += 1
+            yield task_id
+
+
+@pytest.mark.parametrize("projects", [1, 40, 2000])
+async def test_ids_are_taken_a_few_thousand_in_a_turn(projects: int) -> None:
+    counted = Counted()
+    size = 40_000 // projects
+    listed = {n: counted.ids(n * size, n * size + size) for n in range(projects)}
+    async with watched(lambda: counted.read) as steps, run_over(listed):
+        pass
+    assert sum(steps) == 40_000
+    assert max(steps) <= 10_000
+    assert max(steps) <= size * 100  # projects take their time as well
+
+
+def young() -> int:
+    """Count the references that the garbage collector's next young collection goes through."""
+    lists = [each for age in (0, 1) for each in gc.get_objects(age) if type(each) is list]
+    return sum(map(len, lists))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_no_collection_of_garbage_goes_through_all_ids(*, enabled: bool) -> None:
+    gc.collect()
+    passes: list[int] = []
+
+    def note(_: str, info: dict[str, int]) -> None:
+        passes.append(info["generation"])
+
+    (gc.enable if enabled else gc.disable)()
+    gc.callbacks.append(note)
+    try:
+        async with run_over({2: range(300_000)}):
+            assert enabled is (young() < 250_000)
+    finally:
+        gc.callbacks.remove(note)
+        gc.enable()
+    assert enabled is bool(passes)  # who has switched it off is left alone
+
+
+@pytest.mark.parametrize("barred", [True, False])
+async def test_outcomes_are_given_a_few_at_a_time_also_at_the_end(*, barred: bool) -> None:
+    given: list[StopOutcome] = []
+    async with watched(lambda: len(given)) as steps:
+        try:
+            async with run_over({2: range(50_000)}, barred=barred) as run:
+                async for outcome in run:
+                    given.append(outcome)  # noqa: PERF401 - so that it can be watched
+        except StopIncompleteError:
+            assert barred
+    assert run.counts[StopResult.NOT_SENT if barred else StopResult.STOP_SENT] == 50_000
+    assert len(given) == 50_000
+    assert max(steps) <= 1000
