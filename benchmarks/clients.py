@@ -68,6 +68,27 @@ async def package(job: Job) -> AsyncIterator[Run]:
 
 
 @asynccontextmanager
+async def listening(job: Job) -> AsyncIterator[Run]:
+    """`stopping`, whose outcomes are taken one by one."""
+    async with ControlSession(job.url, USER, batching=Batching(job.chunk, job.concurrency)) as api:
+
+        async def run() -> object:
+            async with api.stopping(PROJECT, job.ids) as stop_run:
+                async for _ in stop_run:
+                    pass
+            return stop_run.report
+
+        yield run
+
+
+@asynccontextmanager
+async def asking(job: Job) -> AsyncIterator[Run]:
+    """`task_status`: the checks without the stops."""
+    async with ControlSession(job.url, USER, batching=Batching(job.chunk, job.concurrency)) as api:
+        yield lambda: api.task_status(PROJECT, job.ids)
+
+
+@asynccontextmanager
 async def streaming(job: Job) -> AsyncIterator[Run]:
     """`stopping` without a report, over an async source."""
 
@@ -217,6 +238,8 @@ CLIENTS: Final[dict[str, Client]] = {
     "orjson": _bare(orjson.loads),
     "package": package,
     "package on uvloop": package,
+    "listening": listening,
+    "asking": asking,
     "streaming": streaming,
     "by hand": _two_phases(_plain, lambda row: row["task_id"], lambda row: row["status"]),
     "attrs": _two_phases(_attrs, lambda row: row.task_id, lambda row: row.status),

@@ -267,13 +267,19 @@ def memory(*, quick: bool) -> Section:
 def lag(*, quick: bool) -> Section:
     """How long the event loop is held up by a run, seen by a ticker beside it."""
     figures: dict[str, dict[str, float]] = {}
-    cases = [(None, 0), ("package", 10_000), ("package", 100_000), ("by hand", 100_000)]
+    clients = {
+        "package": "`stop_running`",
+        "listening": "`stopping`, outcome by outcome",
+        "asking": "`task_status`",
+        "by hand": "by hand",
+    }
+    cases = [(None, 0), ("package", 10_000), *((client, 100_000) for client in clients)]
     if not quick:
-        cases += [("package", 1_000_000), ("by hand", 1_000_000)]
+        cases += [(client, 1_000_000) for client in clients]
     with serving() as url:
         for client, count in cases:
             repeats = 3 if count < 1_000_000 else 1
-            name = f"{client}, {count:,} ids" if client else "nothing, 0.3 s"
+            name = f"{clients[client]}, {count:,} ids" if client else "nothing, 0.3 s"
             figures[name] = spawn(child.lag, url, client, count, repeats)
     table = Table(
         "The event loop's longest gap beyond a 1 ms sleep (default chunk)",

@@ -160,7 +160,7 @@ class _Codes:
         sent: Stopped.
         found: By the status that a check finds.
         marked: By the status' mark.
-        table: The same in a form in which it is quickly looked up.
+        table: The same for `bytes.translate`; None if a byte does not hold the numbers.
     """
 
     unasked: int
@@ -168,7 +168,7 @@ class _Codes:
     sent: int
     found: dict[str | None, int] = field(factory=dict)
     marked: dict[int, int] = field(factory=dict)
-    table: Sequence[int] = b""
+    table: bytes | None = None
 
 
 class StopPlan:
@@ -624,10 +624,13 @@ class StopPlan:
         if new := marks.translate(None, bytes(known.marked)):
             for mark in set(new):
                 known.marked[mark] = self._status_code(project_id, wire.STATUSES[mark])
-            known.table = _packed([known.marked.get(mark, 0) for mark in range(256)])
-        if isinstance(known.table, bytes):
+            codes = _packed(list(known.marked.values()))
+            known.table = (
+                bytes.maketrans(bytes(known.marked), codes) if isinstance(codes, bytes) else None
+            )
+        if known.table is not None:
             return marks.translate(known.table)
-        return [known.table[mark] for mark in marks]
+        return [known.marked[mark] for mark in marks]
 
     def _missing_code(self, project_id: int, row: wire.Row | None, words: str | None) -> int:
         """Give the verdict of a task for which a check brought no status."""
