@@ -406,8 +406,9 @@ class ControlSession:
 
         def read(body: bytes, first_id: int) -> _Answers:
             answers = self._decoders[method].decode(body, asked, first_id)
-            known = any(isinstance(answer, wire.Answer) and answer.marks for answer in answers)
-            if details is not None and not known:
+            if details is not None and not any(
+                isinstance(answer, wire.Answer) and answer.marks for answer in answers
+            ):
                 for answer in _STATES.decode(body, [method] * len(asked), first_id):
                     if isinstance(answer, wire.Answer):
                         details.update(

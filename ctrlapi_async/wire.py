@@ -290,7 +290,7 @@ class _Hand:
     def marks(self, body: bytes, ids: bytes, call_id: int) -> bytes:
         """Give the marks of a reply that is written so; none of any other."""
         marks = self._guess(body, ids)
-        if len(marks) != ids.count(b",") + 1:  # before anything of that size is made
+        if not marks:
             return b""
         number = b"%d" % call_id
         head = self._head.replace(_CALL_ID, number)
@@ -299,7 +299,10 @@ class _Hand:
         if not marks.strip(marks[:1]):  # all the same
             rows = ids.replace(b",", self._words[marks[0]])
         else:
-            rows = ids.replace(b",", b"%b") % itemgetter(*marks[:-1])(self._words)
+            rows = ids.replace(b",", b"%b")
+            if len(rows) - len(ids) != len(marks) - 1:  # before anything of that size is made
+                return b""
+            rows %= itemgetter(*marks[:-1])(self._words)
         return marks if b"".join((head, rows, tail)) == body else b""
 
     def _guess(self, body: bytes, ids: bytes) -> bytes:
