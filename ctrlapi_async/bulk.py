@@ -154,6 +154,9 @@ class StopRun(AsyncIterator[StopOutcome]):
         self._calls = dict.fromkeys(Work, 0)
         self._retries = 0
         self._entered = False
+        self._feeding = False
+        # Why the run is to end as soon as it knows all its tasks.
+        self._ending: CtrlApiError | None = None
         self._done = asyncio.Event()
         self._news = asyncio.Event()
         self._room = asyncio.Event()
@@ -173,12 +176,17 @@ class StopRun(AsyncIterator[StopOutcome]):
         self._registry.add(self)
         if self._options.timeout is not None:
             self._after("deadline", self._options.timeout, self._expire)
+        self._feeding = True
         try:
             await self._feed()
         except BaseException:
+            self._feeding = False
             self.end(RequestError("the run was left before it began", sent=False))
             self._registry.discard(self)
             raise
+        self._feeding = False
+        if self._ending is not None:
+            self.end(self._ending)
         self._staff()
         return self
 
@@ -262,6 +270,9 @@ class StopRun(AsyncIterator[StopOutcome]):
         """
         if self._done.is_set():
             return
+        if self._feeding:
+            self._ending = self._ending or error
+            return
         for timer in self._timers.values():
             timer.cancel()
         for task in self._tasks:
@@ -327,7 +338,8 @@ class StopRun(AsyncIterator[StopOutcome]):
                 if fed >= FEED:
                     fed = 0
                     pauses += 1
-                    if pauses % AGE == 0 and gc.isenabled():
+                    # A threshold of 0 is a way to switch it off.
+                    if pauses % AGE == 0 and gc.isenabled() and gc.get_threshold()[0]:
                         gc.collect(1)
                     await asyncio.sleep(0)
         for project_id in self._targets.all_active:

@@ -194,6 +194,9 @@ class Ledger:
 
     def leftovers(self) -> Iterator[Iterator[StopOutcome]]:
         """Go through the tasks whose verdict never became final, in portions."""
+        population = self._counted()
+        if not any(population[number] for number in self._open):
+            return
         entries = iter(self._roll.entries())
         while portion := list(islice(entries, PORTION)):
             yield (
@@ -210,12 +213,16 @@ class Ledger:
     @property
     def counts(self) -> dict[StopResult, int]:
         """How many tasks have each result, open verdicts included."""
-        if self._population is None:
-            self._population = cast("Roll", self._roll).tally()
         counts = dict.fromkeys(StopResult, 0) | self._gone
-        for code, count in self._population.items():
+        for code, count in self._counted().items():
             counts[self._verdicts[code].result] += count
         return counts
+
+    def _counted(self) -> Counter[int]:
+        """Count how many tasks have each verdict, and along with what changes from now on."""
+        if self._population is None:
+            self._population = cast("Roll", self._roll).tally()
+        return self._population
 
     @property
     def unanswered(self) -> int:
@@ -240,4 +247,4 @@ class Ledger:
                 stats,
             )
         roll = self._roll if changes is None else self._roll.with_codes(changes)
-        return StopReport(roll, tuple(self._verdicts.values()), stats)
+        return StopReport(roll=roll, verdicts=tuple(self._verdicts.values()), stats=stats)

@@ -108,7 +108,7 @@ class _Pairs(ItemsView[int, T]):
         return zip(self._mapping, self._mapping._walk(), strict=True)  # noqa: SLF001 - as above
 
 
-@frozen(eq=False, repr=False)
+@frozen(eq=False, repr=False, kw_only=True)
 class StopReport(_ByTask[StopOutcome]):
     """An immutable mapping of task id to `StopOutcome`, in the order asked for.
 
@@ -139,7 +139,7 @@ class StopReport(_ByTask[StopOutcome]):
             )
             for outcome in outcomes
         }
-        return cls(Roll.of(codes), tuple(numbers), stats or StopStats())
+        return cls(roll=Roll.of(codes), verdicts=tuple(numbers), stats=stats or StopStats())
 
     def __getitem__(self, task_id: int) -> StopOutcome:
         return self._verdicts[self._code(task_id)].outcome(task_id)
@@ -188,7 +188,8 @@ class StopReport(_ByTask[StopOutcome]):
         for report in (self, other):
             renumbered = [numbers.setdefault(one, len(numbers)) for one in report._verdicts]
             codes.update((n, renumbered[code]) for n, code in report._roll.entries())
-        return StopReport(Roll.of(codes), tuple(numbers), self.stats | other.stats)
+        stats = self.stats | other.stats
+        return StopReport(roll=Roll.of(codes), verdicts=tuple(numbers), stats=stats)
 
     def __repr__(self) -> str:
         total = len(self)
@@ -229,7 +230,7 @@ class _Document:
     stats: StopStats
 
 
-@frozen(eq=False, repr=False)
+@frozen(eq=False, repr=False, kw_only=True)
 class StatusReport(_ByTask[TaskState]):
     """An immutable mapping of task id to `TaskState`, in the order asked for.
 
@@ -254,7 +255,7 @@ class StatusReport(_ByTask[TaskState]):
             for task_id, state in rows.items()
         }
         details = {task_id: dict(state.details) for task_id, state in rows.items() if state.details}
-        return cls(Roll.of(codes), tuple(numbers), details)
+        return cls(roll=Roll.of(codes), kinds=tuple(numbers), details=details)
 
     @classmethod
     def found(cls, report: StopReport, details: Mapping[int, Mapping[str, Any]]) -> StatusReport:
@@ -262,10 +263,11 @@ class StatusReport(_ByTask[TaskState]):
 
         Args:
             report: The run's.
-            details: Other members of rows, by task id.
+            details: Other members of the rows of its tasks, by task id.
         """
         verdicts, roll = report._verdicts, report._roll  # noqa: SLF001 - of the same house
-        return cls(roll, tuple((one.status, one.error) for one in verdicts), details)
+        kinds = tuple((one.status, one.error) for one in verdicts)
+        return cls(roll=roll, kinds=kinds, details=details)
 
     def _state(self, task_id: int, code: int) -> TaskState:
         return TaskState(task_id, *self._kinds[code], self._details.get(task_id, {}))
@@ -289,7 +291,8 @@ class StatusReport(_ByTask[TaskState]):
         for code, count in self._roll.tally().items():
             counts[self._kinds[code][0] or "error"] += count
         total = len(self)
-        words = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+        ranks = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        words = ", ".join(f"{count} {status}" for status, count in ranks)
         return f"StatusReport({total} task{'s' * (total != 1)}{': ' * bool(words)}{words})"
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 FEW: Final = 8
 """Ids of which each is faster looked up than all of them together."""
 
+SCANS: Final = 16
+"""Numbers of which each is faster counted among bytes than all of them together."""
+
 
 class Roll:
     """Keeps all ids; 9 bytes each besides the ids themselves as long as they ascend.
@@ -173,10 +176,10 @@ class Roll:
     def tally(self) -> Counter[int]:
         """Count how many ids have each number."""
         held = self.codes
-        if isinstance(held, array):
+        there = [n for n in range(256) if n in held] if isinstance(held, bytearray) else []
+        if not 0 < len(there) <= SCANS:
             return Counter(held)
-        # Bytes are looked for, and counted, several times as fast as they are gone through.
-        return Counter({code: held.count(code) for code in range(256) if code in held})
+        return Counter({code: held.count(code) for code in there})
 
     def with_codes(self, changes: dict[int, int]) -> Roll:
         """Make a copy in which some of the ids have other numbers."""

@@ -409,13 +409,10 @@ class ControlSession:
             if details is not None and not any(
                 isinstance(answer, wire.Answer) and answer.marks for answer in answers
             ):
-                for answer in _STATES.decode(body, [method] * len(asked), first_id):
+                states = _STATES.decode(body, [method] * len(asked), first_id)
+                for call, answer in zip(calls, states, strict=True):
                     if isinstance(answer, wire.Answer):
-                        details.update(
-                            (row["task_id"], more)
-                            for row in answer.result
-                            if len(row) > 2 and (more := _details(row))
-                        )
+                        details.update(_details(call, answer.result))
             return answers
 
         return await self._exchange(
@@ -510,9 +507,17 @@ def stopping_across(
 _Answers = list[wire.Answer[list[wire.Row]] | CtrlApiError]
 
 
-def _details(row: dict[str, Any]) -> dict[str, Any]:
-    """Give the members of a TaskStatus row that are of no use for stopping."""
-    return {n: value for n, value in row.items() if n not in ("task_id", "status", "error")}
+def _details(call: Call, rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Give, by task id, those members of TaskStatus rows that are of no use for stopping."""
+    last = {row["task_id"]: row for row in rows}
+    if not isinstance(call.task_ids, AllActive):
+        last = {task_id: last[task_id] for task_id in call.task_ids if task_id in last}
+    return {
+        task_id: more
+        for task_id, row in last.items()
+        if len(row) > 2
+        and (more := {n: row[n] for n in row if n not in ("task_id", "status", "error")})
+    }
 
 
 def _targets(project_id: int, task_ids: AnyTaskIds) -> Targets:

@@ -277,6 +277,9 @@ def test_a_status_report_is_a_mapping_in_order() -> None:
     assert report.ids("Hibernating", None) == [3, 7]
     assert repr(report) == "StatusReport(4 tasks: 2 Running, 1 Hibernating, 1 error)"
     assert repr(StatusReport.of([])) == "StatusReport(0 tasks)"
+    assert repr(StatusReport.of(states[:3])) == (
+        "StatusReport(3 tasks: 1 Hibernating, 1 Running, 1 error)"
+    )
     assert pickle.loads(pickle.dumps(report)) == report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -371,6 +372,25 @@ async def test_task_status_gives_whole_rows_in_the_order_asked_for(canned: AioRe
         TaskState(65, "Hibernating", None, {"initial_task_id": 65}),
         TaskState(67, None, "task 66 was not found", {}),
     ]
+
+
+async def test_task_status_tells_nothing_of_another_row(canned: AioResponses) -> None:
+    told = entry(
+        row(64, progress=5),
+        row(64, "Completed", stream="a"),
+        row(65, "Completed", progress=6),
+        row(65, "Completed"),
+        row(1, progress=7),
+        id=1,
+    )
+    canned.post(ENDPOINT, payload={"reply": [told]})
+    async with ControlSession(HOST, 1) as session:
+        report = await session.task_status(2, [64, 65])
+    assert report == {
+        64: TaskState(64, TaskStatus.COMPLETED, None, {"stream": "a"}),
+        65: TaskState(65, TaskStatus.COMPLETED),
+    }
+    assert b"progress" not in pickle.dumps(report)
 
 
 async def test_task_status_of_all_active_and_of_an_async_source(api: ControlApiSimulator) -> None:

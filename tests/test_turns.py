@@ -12,9 +12,11 @@ import pytest
 from ctrlapi_async import (
     AuthError,
     Batching,
+    RequestError,
     RetryPolicy,
     StopIncompleteError,
     StopOutcome,
+    StopReport,
     StopResult,
     wire,
 )
@@ -103,23 +105,56 @@ def young() -> int:
     return sum(map(len, lists))
 
 
-@pytest.mark.parametrize("enabled", [True, False])
-async def test_no_collection_of_garbage_goes_through_all_ids(*, enabled: bool) -> None:
+async def test_no_collection_of_garbage_goes_through_all_ids() -> None:
     gc.collect()
+    async with run_over({2: range(300_000)}):
+        assert young() < 250_000
+
+
+@pytest.mark.parametrize("off", [gc.disable, lambda: gc.set_threshold(0)])
+async def test_who_has_switched_the_collector_off_is_left_alone(off: Callable[[], None]) -> None:
+    threshold = gc.get_threshold()
     passes: list[int] = []
 
     def note(_: str, info: dict[str, int]) -> None:
         passes.append(info["generation"])
 
-    (gc.enable if enabled else gc.disable)()
+    off()
     gc.callbacks.append(note)
     try:
         async with run_over({2: range(300_000)}):
-            assert enabled is (young() < 250_000)
+            pass
     finally:
         gc.callbacks.remove(note)
         gc.enable()
-    assert enabled is bool(passes)  # who has switched it off is left alone
+        gc.set_threshold(*threshold)
+    assert not passes
+
+
+async def test_who_ends_a_run_while_ids_are_taken_is_told_of_all() -> None:
+    counted = Counted()
+    run = run_over({n: counted.ids(n * 10, n * 10 + 10) for n in range(1000)})
+    seen: list[tuple[StopReport, int]] = []
+
+    async def end() -> None:
+        assert 0 < counted.read < 10_000
+        run.end(RequestError("enough"))
+        for _ in range(20):
+            seen.append((run.report, len(run.report)))
+            await asyncio.sleep(0)
+
+    ending = asyncio.create_task(end())
+    with pytest.raises(StopIncompleteError) as caught:
+        async with run:
+            await run.wait()
+    await ending
+    assert counted.read == len(run.report) == 10_000
+    assert {(each.result, each.error) for each in run.report.values()} == {
+        (StopResult.NOT_SENT, "enough")
+    }
+    assert caught.value.report is run.report
+    assert [len(report) for report, _ in seen] == [size for _, size in seen]
+    assert seen[0][1] < 10_000
 
 
 @pytest.mark.parametrize("barred", [True, False])
