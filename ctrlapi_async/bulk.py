@@ -38,7 +38,7 @@ FEED: Final = 5000
 FEED_CALL: Final = 250
 """Task ids whose taking costs as much as what is done for each list of them, a project's say."""
 
-AGE: Final = 20
+AGE: Final = 40
 """As many times ids are taken, then the garbage collector goes through the lists of them. Later it
 would go through all in one go: some 10 ms for a million."""
 

@@ -194,8 +194,7 @@ class Ledger:
 
     def leftovers(self) -> Iterator[Iterator[StopOutcome]]:
         """Go through the tasks whose verdict never became final, in portions."""
-        population = self._counted()
-        if not any(population[number] for number in self._open):
+        if not self._roll.may_hold(self._open):
             return
         entries = iter(self._roll.entries())
         while portion := list(islice(entries, PORTION)):
@@ -213,16 +212,12 @@ class Ledger:
     @property
     def counts(self) -> dict[StopResult, int]:
         """How many tasks have each result, open verdicts included."""
-        counts = dict.fromkeys(StopResult, 0) | self._gone
-        for code, count in self._counted().items():
-            counts[self._verdicts[code].result] += count
-        return counts
-
-    def _counted(self) -> Counter[int]:
-        """Count how many tasks have each verdict, and along with what changes from now on."""
         if self._population is None:
             self._population = cast("Roll", self._roll).tally()
-        return self._population
+        counts = dict.fromkeys(StopResult, 0) | self._gone
+        for code, count in self._population.items():
+            counts[self._verdicts[code].result] += count
+        return counts
 
     @property
     def unanswered(self) -> int:

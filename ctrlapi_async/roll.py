@@ -181,6 +181,11 @@ class Roll:
             return Counter(held)
         return Counter({code: held.count(code) for code in there})
 
+    def may_hold(self, codes: set[int]) -> bool:
+        """Tell, without going through all, whether an id may have one of some numbers."""
+        held = self.codes
+        return isinstance(held, array) or any(code in held for code in codes if code < 256)
+
     def with_codes(self, changes: dict[int, int]) -> Roll:
         """Make a copy in which some of the ids have other numbers."""
         self._shared = True
@@ -233,6 +238,10 @@ class Window:
     def entries(self) -> Iterable[tuple[int, int]]:
         """Go through ids and numbers, in order."""
         return self._codes.items()
+
+    def may_hold(self, codes: set[int]) -> bool:
+        """Tell whether an id may have one of some numbers: the window is small."""
+        return bool(self._codes and codes)
 
     def with_codes(self, changes: dict[int, int]) -> Iterable[tuple[int, int]]:
         """Go through ids and numbers, where those of some of the ids are others."""

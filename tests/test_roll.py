@@ -97,7 +97,11 @@ class RollMachine(RuleBasedStateMachine):
     @invariant()
     def all_is_as_in_the_dict(self) -> None:
         assert list(self.roll.entries()) == list(self.model.items())
+        there = set(self.model.values())
+        assert self.roll.may_hold(there) is bool(there)
         if isinstance(self.roll, Roll):
+            if isinstance(self.roll.codes, bytearray):
+                assert not self.roll.may_hold({0, 1, 2, 255, 256, 70_000} - there)
             assert self.roll.tally() == Counter(self.model.values())
         for copy, model in self.copies:
             assert list(copy.entries()) == list(model.items())
