@@ -7,6 +7,8 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from functools import partial
+from itertools import islice
+from operator import lt
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -72,10 +74,8 @@ class Roll:
         """Tell whether ids ascend, and from the last one on."""
         if not task_ids:
             return True
-        return (
-            (not self.ids or task_ids[0] > self.ids[-1])
-            and sorted(task_ids) == task_ids
-            and len(set(task_ids)) == len(task_ids)
+        return (not self.ids or task_ids[0] > self.ids[-1]) and all(
+            map(lt, task_ids, islice(task_ids, 1, None))
         )
 
     def place(self, task_id: object) -> int | None:
