@@ -326,7 +326,7 @@ def growth(*, quick: bool) -> Section:
 
 def today(*, quick: bool) -> Section:
     """How the package compares with what people do today."""
-    count, added = (200 if quick else 1000), 0.002
+    count, added = (200 if quick else 500), 0.002
     clients = ["curl-like", "gather", "by hand", "package"]
     with serving(added) as url:
         found = _rounds(url, clients, {count: 1}, 1 if quick else 2, chunk=100, warm=False)
