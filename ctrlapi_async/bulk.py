@@ -181,7 +181,8 @@ class StopRun(AsyncIterator[StopOutcome]):
             await self._feed()
         except BaseException:
             self._feeding = False
-            self.end(RequestError("the run was left before it began", sent=False))
+            left = RequestError("the run was left before it began", sent=False)
+            self.end(self._ending or left)
             self._registry.discard(self)
             raise
         self._feeding = False

@@ -581,7 +581,7 @@ class StopPlan:
         known = self._codes_of(project_id)
         if isinstance(task_ids, AllActive):
             # One that is asked for by its id, in whatever project, has its outcome there.
-            task_ids = [n for n in _by_task(answer, None) if n not in self._ledger]
+            task_ids = [n for n in by_task(answer, None) if n not in self._ledger]
             task_ids = self._ledger.admit(task_ids, known.unasked)
         codes = _packed(self._codes_in_order(project_id, task_ids, answer))
         self._ledger.move(task_ids, codes, known.unasked if job.fresh else None)
@@ -608,7 +608,7 @@ class StopPlan:
                 texts = {row.status for row in rows if row.status is not None}
                 known.update({text: self._status_code(project_id, text) for text in texts})
                 return [known[row.status] for row in rows]
-        told = _by_task(answer, asked)
+        told = by_task(answer, asked)
         texts = {row.status for row in told.values() if row.status is not None}
         found = {text: self._status_code(project_id, text) for text in texts}
         return [
@@ -687,7 +687,7 @@ class StopPlan:
     def _book_settle(self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]) -> list[int]:
         """Book what became of lost stops; give those that did not stop anything."""
         project_id, asked = call.project_id, _listed(call)
-        told = _by_task(answer, asked)
+        told = by_task(answer, asked)
         found: dict[TaskStatus | str, list[int]] = {}
         again: list[int] = []
         for task_id in asked:
@@ -715,7 +715,7 @@ class StopPlan:
     def _book_confirm(self, job: Job, call: Call, answer: wire.Answer[list[wire.Row]]) -> list[int]:
         del job
         project_id, asked = call.project_id, _listed(call)
-        told = _by_task(answer, asked)
+        told = by_task(answer, asked)
         found: dict[TaskStatus | str, list[int]] = {}
         unknown: list[int] = []
         running: list[int] = []
@@ -915,7 +915,7 @@ def _select(task_ids: list[int], codes: Sequence[int], wanted: int) -> list[int]
     return [n for n, code in zip(task_ids, codes, strict=True) if code == wanted]
 
 
-def _by_task(
+def by_task(
     answer: wire.Answer[list[wire.Row]], asked: Sequence[int] | None
 ) -> dict[int, wire.Row]:
     """Give what TaskStatus said of each task; of several rows one that is not Running wins."""

@@ -29,7 +29,7 @@ from ctrlapi_async.models import (
     expect_seconds,
 )
 from ctrlapi_async.pace import Pace
-from ctrlapi_async.plan import Call, Work, passes, undone
+from ctrlapi_async.plan import Call, Work, by_task, passes, undone
 from ctrlapi_async.report import StatusReport, StopReport
 from ctrlapi_async.retry import pause_after, try_again
 from ctrlapi_async.transport import Transport
@@ -406,13 +406,14 @@ class ControlSession:
 
         def read(body: bytes, first_id: int) -> _Answers:
             answers = self._decoders[method].decode(body, asked, first_id)
+            # What is known by marks has no other members.
             if details is not None and not any(
                 isinstance(answer, wire.Answer) and answer.marks for answer in answers
             ):
-                states = _STATES.decode(body, [method] * len(asked), first_id)
-                for call, answer in zip(calls, states, strict=True):
-                    if isinstance(answer, wire.Answer):
-                        details.update(_details(call, answer.result))
+                whole = _STATES.decode(body, [method] * len(asked), first_id)
+                for call, answer, same in zip(calls, answers, whole, strict=True):
+                    if isinstance(answer, wire.Answer) and isinstance(same, wire.Answer):
+                        details.update(_details(call, answer, same.result))
             return answers
 
         return await self._exchange(
@@ -507,16 +508,28 @@ def stopping_across(
 _Answers = list[wire.Answer[list[wire.Row]] | CtrlApiError]
 
 
-def _details(call: Call, rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Give, by task id, those members of TaskStatus rows that are of no use for stopping."""
-    last = {row["task_id"]: row for row in rows}
-    if not isinstance(call.task_ids, AllActive):
-        last = {task_id: last[task_id] for task_id in call.task_ids if task_id in last}
+def _details(
+    call: Call, answer: wire.Answer[list[wire.Row]], whole: list[dict[str, Any]]
+) -> dict[int, dict[str, Any]]:
+    """Give, by task id, those members of the rows that count that are of no use for stopping.
+
+    Args:
+        call: The call of TaskStatus.
+        answer: What it brought.
+        whole: The same rows, with all their members.
+    """
+    members = dict(zip(map(id, answer.result), whole, strict=True))
+    asked = None if isinstance(call.task_ids, AllActive) else call.task_ids
     return {
         task_id: more
-        for task_id, row in last.items()
-        if len(row) > 2
-        and (more := {n: row[n] for n in row if n not in ("task_id", "status", "error")})
+        for task_id, row in by_task(answer, asked).items()
+        if (
+            more := {
+                name: value
+                for name, value in members[id(row)].items()
+                if name not in ("task_id", "status", "error")
+            }
+        )
     }
 
 

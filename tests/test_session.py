@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 HOST = "http://172.16.1.41"
 ENDPOINT = f"{HOST}/ctrl_api/v1/json"
 ONCE = RetryPolicy(attempts=1)
+AT_ONCE = RetryPolicy(wait_initial=0, wait_max=0)
 SENT = StopResult.STOP_SENT
 
 
@@ -374,22 +375,38 @@ async def test_task_status_gives_whole_rows_in_the_order_asked_for(canned: AioRe
     ]
 
 
-async def test_task_status_tells_nothing_of_another_row(canned: AioResponses) -> None:
-    told = entry(
-        row(64, progress=5),
-        row(64, "Completed", stream="a"),
-        row(65, "Completed", progress=6),
-        row(65, "Completed"),
-        row(1, progress=7),
-        id=1,
+@pytest.mark.parametrize(
+    ("rows", "state"),
+    [
+        (
+            [row(64, progress=5), row(64, "Completed", stream="a")],
+            TaskState(64, TaskStatus.COMPLETED, None, {"stream": "a"}),
+        ),
+        (
+            [row(64, "Completed", stream="a"), row(64, progress=5)],
+            TaskState(64, TaskStatus.COMPLETED, None, {"stream": "a"}),
+        ),
+        (
+            [row(64, "Completed"), row(64, "Canceled", stream="b"), row(1, progress=7)],
+            TaskState(64, TaskStatus.COMPLETED),
+        ),
+        (
+            [row(64, stream="a"), {"task_id": 64, "error": "no", "code": 9}],
+            TaskState(64, TaskStatus.RUNNING, None, {"stream": "a"}),
+        ),
+    ],
+)
+async def test_task_status_tells_of_one_row(
+    rows: list[Any], state: TaskState, canned: AioResponses
+) -> None:
+    # The first reply is no good, as 65 has neither a status nor an error; it leaves no trace.
+    canned.post(
+        ENDPOINT, payload={"reply": [entry(row(64, progress=4), {"task_id": 65, "code": 1}, id=1)]}
     )
-    canned.post(ENDPOINT, payload={"reply": [told]})
-    async with ControlSession(HOST, 1) as session:
+    canned.post(ENDPOINT, payload={"reply": [entry(*rows, row(65, "Completed"), id=2)]})
+    async with ControlSession(HOST, 1, retry=AT_ONCE) as session:
         report = await session.task_status(2, [64, 65])
-    assert report == {
-        64: TaskState(64, TaskStatus.COMPLETED, None, {"stream": "a"}),
-        65: TaskState(65, TaskStatus.COMPLETED),
-    }
+    assert report == {64: state, 65: TaskState(65, TaskStatus.COMPLETED)}
     assert b"progress" not in pickle.dumps(report)
 
 

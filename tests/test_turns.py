@@ -131,6 +131,18 @@ async def test_who_has_switched_the_collector_off_is_left_alone(off: Callable[[]
     assert not passes
 
 
+async def test_what_ended_a_run_first_is_told() -> None:
+    run = run_over({2: range(20_000)})
+    entering = asyncio.create_task(run.__aenter__())
+    await asyncio.sleep(0)
+    run.end(RequestError("enough"))
+    entering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    assert {each.error for each in run.report.values()} == {"enough"}
+    assert 0 < len(run.report) < 20_000
+
+
 async def test_who_ends_a_run_while_ids_are_taken_is_told_of_all() -> None:
     counted = Counted()
     run = run_over({n: counted.ids(n * 10, n * 10 + 10) for n in range(1000)})
