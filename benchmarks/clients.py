@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from contextlib import asynccontextmanager
-from itertools import chain
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
@@ -110,36 +111,88 @@ async def streaming(job: Job) -> AsyncIterator[Run]:
 # --- What any client on aiohttp pays at least -----------------------------------------------------
 
 
+def _bodies(job: Job) -> tuple[list[bytes], list[bytes]]:
+    """Make the bodies of all checks, and of all stops, by somebody who knows what runs."""
+    running = [task_id for task_id in job.ids if runs(task_id)]
+    calls = (
+        [("TaskStatus", chunk) for chunk in job.chunks],
+        [("TaskStop", chunk) for chunk in chunks(running, job.chunk or 500)],
+    )
+    number = count()
+    checks, stops = ([orjson.dumps(request(*call, next(number))) for call in of] for of in calls)
+    return checks, stops
+
+
+@asynccontextmanager
+async def _posting(job: Job) -> AsyncIterator[Callable[[bytes], Awaitable[bytes]]]:
+    """Give what sends a body and gives the reply's."""
+    url = URL(job.url + PATH)
+    headers = {"Content-Type": "application/json"}
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+    ) as session:
+
+        async def post(body: bytes) -> bytes:
+            async with session.post(url, data=body, headers=headers) as response:
+                return await response.read()
+
+        yield post
+
+
 def _bare(use: Callable[[bytes], object]) -> Client:
     """Make a client that knows beforehand what runs: its bodies are made before it starts."""
 
     @asynccontextmanager
     async def client(job: Job) -> AsyncIterator[Run]:
-        url = URL(job.url + PATH)
-        running = [task_id for task_id in job.ids if runs(task_id)]
-        calls = chain(
-            (("TaskStatus", chunk) for chunk in job.chunks),
-            (("TaskStop", chunk) for chunk in chunks(running, job.chunk or 500)),
-        )
-        bodies = [orjson.dumps(request(*call, number)) for number, call in enumerate(calls)]
-        headers = {"Content-Type": "application/json"}
+        checks, stops = _bodies(job)
+        async with _posting(job) as post:
 
-        async def work(session: aiohttp.ClientSession, queue: Iterable[bytes]) -> None:
-            for body in queue:
-                async with session.post(url, data=body, headers=headers) as response:
-                    use(await response.read())
-
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
-        ) as session:
+            async def work(queue: Iterable[bytes]) -> None:
+                for body in queue:
+                    use(await post(body))
 
             async def run() -> None:
-                queue = iter(bodies)
-                await asyncio.gather(*(work(session, queue) for _ in range(job.concurrency)))
+                queue = iter([*checks, *stops])
+                await asyncio.gather(*(work(queue) for _ in range(job.concurrency)))
 
             yield run
 
     return client
+
+
+@asynccontextmanager
+async def in_order(job: Job) -> AsyncIterator[Run]:
+    """The floor client, but a stop waits until the checks that name its tasks are answered."""
+    checks, stops = _bodies(job)
+    shown = [sum(map(runs, chunk)) for chunk in job.chunks]
+    full = job.chunk or 500
+    async with _posting(job) as post:
+
+        async def run() -> None:
+            waiting = deque(zip(checks, shown, strict=True))
+            unanswered, pooled = len(checks), 0
+            stopping = iter(stops)
+            news = asyncio.Event()
+
+            async def work() -> None:
+                nonlocal unanswered, pooled
+                while unanswered or pooled:
+                    if pooled >= full or not unanswered:
+                        pooled -= min(pooled, full)
+                        await post(next(stopping))
+                    elif waiting:
+                        body, found = waiting.popleft()
+                        await post(body)
+                        unanswered -= 1
+                        pooled += found
+                        news.set()
+                    else:
+                        news.clear()
+                        await news.wait()
+
+            await asyncio.gather(*(work() for _ in range(job.concurrency)))
+
+        yield run
 
 
 # --- What users write -----------------------------------------------------------------------------
@@ -235,6 +288,7 @@ def _one_by_one(*, concurrency: int | None) -> Client:
 
 CLIENTS: Final[dict[str, Client]] = {
     "floor": _bare(lambda _: None),
+    "in order": in_order,
     "orjson": _bare(orjson.loads),
     "package": package,
     "package on uvloop": package,
