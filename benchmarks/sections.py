@@ -145,8 +145,8 @@ def latency(*, quick: bool) -> Section:
     for added in (0.0, 0.005, _SLOW):
         found: dict[str, list[Any]] = defaultdict(list)
         with serving(added) as url:
-            for client in ["package"] * (1 if quick else 3) + ["by hand", "in order"]:
-                repeats = 3 if added < _SLOW else 1
+            rounds, repeats = (2, 1) if added == _SLOW else (3, 3)
+            for client in ["package"] * (1 if quick else rounds) + ["by hand", "in order"]:
                 found[client].append(spawn(child.shapes, url, client, count, shapes, repeats))
             length = spawn(child.trips, url, [chunk for chunk, _ in shapes])
         for place, (chunk, slots) in enumerate(shapes):
