@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from invariants import Witness, assert_stops_were_due, assert_truth, run
+from support import engine, watched
 
 from ctrlapi_async import (
     AuthError,
@@ -28,8 +29,7 @@ from ctrlapi_async import (
     bulk,
     wire,
 )
-from ctrlapi_async.bulk import Options, StopRun, Targets
-from ctrlapi_async.pace import Pace
+from ctrlapi_async.bulk import Options, Targets
 from ctrlapi_async.simulator import STATUSES, Body, ControlApiSimulator, Drop, HttpStatus
 
 if TYPE_CHECKING:
@@ -240,23 +240,15 @@ def test_the_end_of_the_source_is_not_waited_for_twice(monkeypatch: pytest.Monke
 def test_a_source_that_never_awaits_lets_others_have_their_turn(chunk: int) -> None:
     async def main() -> None:
         source = Source(range(500_000))
-        longest = 0
-
-        async def watch() -> None:
-            nonlocal longest
-            last = 0
-            while True:
-                await asyncio.sleep(0)
-                longest, last = max(longest, source.read - last), source.read
-
-        watcher = asyncio.ensure_future(watch())
-        async with EverythingRuns(lambda _: "Stalled") as api, open_session(api, chunk) as session:
+        async with (
+            watched(lambda: source.read) as steps,
+            EverythingRuns(lambda _: "Stalled") as api,
+            open_session(api, chunk) as session,
+        ):
             async with session.stopping(2, source, collect=False):
                 await asyncio.sleep(0.1)
             assert source.read < 500_000 or chunk > CHUNK
-        watcher.cancel()
-        await asyncio.wait([watcher])
-        assert 0 < longest <= 10_000
+        assert 0 < max(steps) <= 10_000
 
     run(main())
 
@@ -285,27 +277,6 @@ def test_a_run_that_does_not_collect_keeps_a_window_only() -> None:
 def listed(call: Call) -> list[int]:
     assert isinstance(call.task_ids, list)
     return call.task_ids
-
-
-def engine(
-    ids: AsyncIterator[int], send: Callable[[str, list[Call]], list[Any]], chunk: int = 50
-) -> StopRun:
-    """Make a run over a server that is a function."""
-
-    async def exchange(method: str, calls: list[Call], /) -> list[Any]:
-        await asyncio.sleep(0)
-        return send(method, calls)
-
-    return StopRun(
-        Targets(stream=(2, ids)),
-        Options(collect=False),
-        send=exchange,
-        pace=Pace(AT_ONCE),
-        policy=RetryPolicy(attempts=1000, wait_initial=0.01, wait_max=0.01),
-        batching=Batching(chunk, AT_ONCE),
-        registry=set(),
-        check_open=lambda: None,
-    )
 
 
 def usual_rows(method: str, task_ids: list[int]) -> list[wire.Row]:
@@ -354,7 +325,13 @@ def test_memory_does_not_grow_with_the_stream(
 
     async def peak(count: int) -> int:
         source = aiter(Source(range(10**6, 10**6 + count)))
-        async with engine(source, send) as stopping:
+        async with engine(
+            Targets(stream=(2, source)),
+            Options(collect=False),
+            send,
+            batching=Batching(50, AT_ONCE),
+            policy=RetryPolicy(attempts=1000, wait_initial=0.01, wait_max=0.01),
+        ) as stopping:
             gc.collect()
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]

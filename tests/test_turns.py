@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support import engine, watched
 
 from ctrlapi_async import (
     AuthError,
@@ -20,59 +20,31 @@ from ctrlapi_async import (
     StopResult,
     wire,
 )
-from ctrlapi_async.bulk import Options, StopRun, Targets
-from ctrlapi_async.pace import Pace
+from ctrlapi_async.bulk import Options, Targets
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import Callable, Iterable
 
+    from ctrlapi_async.bulk import StopRun
     from ctrlapi_async.plan import Call
-
-AT_ONCE = 8
-CHUNK = 500
 
 
 def run_over(listed: dict[int, Iterable[int]], *, barred: bool = False) -> StopRun:
     """Make a run over a server where all tasks run, or that lets nobody in."""
 
-    async def exchange(method: str, calls: list[Call], /) -> list[Any]:
-        await asyncio.sleep(0)
+    def send(method: str, calls: list[Call]) -> list[Any]:
         if barred:
             raise AuthError("access denied", 403)
         mark = b"g" if method == wire.TASK_STATUS else b"q"
         return [wire.Answer([], marks=mark * call.size) for call in calls]
 
-    return StopRun(
+    return engine(
         Targets(listed=listed),
         Options(),
-        send=exchange,
-        pace=Pace(AT_ONCE),
+        send,
+        batching=Batching(chunk_size=500, max_concurrency=8),
         policy=RetryPolicy(),
-        batching=Batching(CHUNK, AT_ONCE),
-        registry=set(),
-        check_open=lambda: None,
     )
-
-
-@asynccontextmanager
-async def watched(progress: Callable[[], int]) -> AsyncIterator[list[int]]:
-    """Give, in the end, how far things get from one turn of the event loop to the next."""
-    steps: list[int] = []
-
-    async def watch() -> None:
-        last = progress()
-        while True:
-            await asyncio.sleep(0)
-            steps.append(progress() - last)
-            last += steps[-1]
-
-    watcher = asyncio.create_task(watch())
-    await asyncio.sleep(0)
-    try:
-        yield steps
-    finally:
-        watcher.cancel()
-        await asyncio.wait([watcher])
 
 
 class Counted:
