@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from ctrlapi_async import StopReport, StopRun
+
     Run = Callable[[], Awaitable[object]]
     Client = Callable[["Job"], AbstractAsyncContextManager[Run]]
     Decode = Callable[[bytes], Sequence[Any]]
@@ -61,31 +63,36 @@ def request(method: str, task_ids: Sequence[int], call_id: int = 1) -> dict[str,
 # --- This package ---------------------------------------------------------------------------------
 
 
+def _session(job: Job) -> ControlSession:
+    return ControlSession(job.url, USER, batching=Batching(job.chunk, job.concurrency))
+
+
+async def _listen(run: StopRun) -> StopReport:
+    """Take the outcomes of a run one by one."""
+    async with run:
+        async for _ in run:
+            pass
+    return run.report
+
+
 @asynccontextmanager
 async def package(job: Job) -> AsyncIterator[Run]:
     """`stop_running`, all promises kept."""
-    async with ControlSession(job.url, USER, batching=Batching(job.chunk, job.concurrency)) as api:
+    async with _session(job) as api:
         yield lambda: api.stop_running(PROJECT, job.ids)
 
 
 @asynccontextmanager
 async def listening(job: Job) -> AsyncIterator[Run]:
     """`stopping`, whose outcomes are taken one by one."""
-    async with ControlSession(job.url, USER, batching=Batching(job.chunk, job.concurrency)) as api:
-
-        async def run() -> object:
-            async with api.stopping(PROJECT, job.ids) as stop_run:
-                async for _ in stop_run:
-                    pass
-            return stop_run.report
-
-        yield run
+    async with _session(job) as api:
+        yield lambda: _listen(api.stopping(PROJECT, job.ids))
 
 
 @asynccontextmanager
 async def asking(job: Job) -> AsyncIterator[Run]:
     """`task_status`: the checks without the stops."""
-    async with ControlSession(job.url, USER, batching=Batching(job.chunk, job.concurrency)) as api:
+    async with _session(job) as api:
         yield lambda: api.task_status(PROJECT, job.ids)
 
 
@@ -97,15 +104,8 @@ async def streaming(job: Job) -> AsyncIterator[Run]:
         for task_id in job.ids:
             yield task_id
 
-    async with ControlSession(job.url, USER, batching=Batching(job.chunk, job.concurrency)) as api:
-
-        async def run() -> object:
-            async with api.stopping(PROJECT, source(), collect=False) as stop_run:
-                async for _ in stop_run:
-                    pass
-            return stop_run.counts
-
-        yield run
+    async with _session(job) as api:
+        yield lambda: _listen(api.stopping(PROJECT, source(), collect=False))
 
 
 # --- What any client on aiohttp pays at least -----------------------------------------------------
