@@ -180,14 +180,13 @@ class StopRun(AsyncIterator[StopOutcome]):
         try:
             await self._feed()
         except BaseException:
-            self._feeding = False
-            left = RequestError("the run was left before it began", sent=False)
-            self.end(self._ending or left)
+            self.end(RequestError("the run was left before it began", sent=False))
             self._registry.discard(self)
             raise
-        self._feeding = False
-        if self._ending is not None:
-            self.end(self._ending)
+        finally:
+            self._feeding = False
+            if self._ending is not None:
+                self.end(self._ending)
         self._staff()
         return self
 

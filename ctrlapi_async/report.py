@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 @frozen(cache_hash=True)
@@ -89,6 +90,19 @@ class _ByTask(Mapping[int, T]):
         """Give the ids of the tasks with one of these numbers, in order."""
         return [task_id for task_id, code in self._roll.entries() if code in wanted]
 
+    def _shown(self, counts: Iterable[tuple[str, int]]) -> str:
+        """Give the repr: how many tasks there are, and how many of each kind."""
+        total = len(self)
+        words = ", ".join(f"{count} {kind}" for kind, count in counts)
+        return f"{type(self).__name__}({total} task{'s' * (total != 1)}{': ' * bool(words)}{words})"
+
+
+def _numbered(kinds: Iterable[tuple[int, K]]) -> tuple[Roll, tuple[K, ...]]:
+    """Give each task id its kind's number, and the kinds by number; a later one for an id wins."""
+    numbers: dict[K, int] = {}
+    codes = {task_id: numbers.setdefault(kind, len(numbers)) for task_id, kind in kinds}
+    return Roll.of(codes), tuple(numbers)
+
 
 class _Values(ValuesView[T]):
     """Goes through the values without looking each one up."""
@@ -131,15 +145,11 @@ class StopReport(_ByTask[StopOutcome]):
             outcomes: What became of each task.
             stats: What it cost.
         """
-        numbers: dict[Verdict, int] = {}
-        codes = {
-            outcome.task_id: numbers.setdefault(
-                Verdict(outcome.project_id, outcome.result, outcome.status, outcome.error),
-                len(numbers),
-            )
-            for outcome in outcomes
-        }
-        return cls(roll=Roll.of(codes), verdicts=tuple(numbers), stats=stats or StopStats())
+        roll, verdicts = _numbered(
+            (one.task_id, Verdict(one.project_id, one.result, one.status, one.error))
+            for one in outcomes
+        )
+        return cls(roll=roll, verdicts=verdicts, stats=stats or StopStats())
 
     def __getitem__(self, task_id: int) -> StopOutcome:
         return self._verdicts[self._code(task_id)].outcome(task_id)
@@ -192,9 +202,7 @@ class StopReport(_ByTask[StopOutcome]):
         return StopReport(roll=Roll.of(codes), verdicts=tuple(numbers), stats=stats)
 
     def __repr__(self) -> str:
-        total = len(self)
-        counts = ", ".join(f"{count} {result}" for result, count in self.counts.items() if count)
-        return f"StopReport({total} task{'s' * (total != 1)}{': ' * bool(counts)}{counts})"
+        return self._shown((result, count) for result, count in self.counts.items() if count)
 
     def to_json(self) -> str:
         """Give the report as JSON text: `{"outcomes": [...], "stats": {...}}`."""
@@ -249,13 +257,9 @@ class StatusReport(_ByTask[TaskState]):
             states: A row for each task.
         """
         rows = {state.task_id: state for state in states}
-        numbers: dict[tuple[TaskStatus | str | None, str | None], int] = {}
-        codes = {
-            task_id: numbers.setdefault((state.status, state.error), len(numbers))
-            for task_id, state in rows.items()
-        }
-        details = {task_id: dict(state.details) for task_id, state in rows.items() if state.details}
-        return cls(roll=Roll.of(codes), kinds=tuple(numbers), details=details)
+        roll, kinds = _numbered((n, (state.status, state.error)) for n, state in rows.items())
+        details = {n: dict(state.details) for n, state in rows.items() if state.details}
+        return cls(roll=roll, kinds=kinds, details=details)
 
     @classmethod
     def found(cls, report: StopReport, details: Mapping[int, Mapping[str, Any]]) -> StatusReport:
@@ -290,10 +294,7 @@ class StatusReport(_ByTask[TaskState]):
         counts: Counter[str] = Counter()
         for code, count in self._roll.tally().items():
             counts[self._kinds[code][0] or "error"] += count
-        total = len(self)
-        ranks = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        words = ", ".join(f"{count} {status}" for status, count in ranks)
-        return f"StatusReport({total} task{'s' * (total != 1)}{': ' * bool(words)}{words})"
+        return self._shown(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _exactly(kind: type[T]) -> Callable[[object, object], T]:
