@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import html
 import re
-from datetime import UTC, datetime
+from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ctrlapi_async._auth import SIGNATURE_LIFETIME
 from ctrlapi_async._errors import AuthError, HttpError
@@ -35,29 +35,34 @@ _ADVICE: Final = {
 """What the person who reads the error can do, by HTTP status."""
 
 
-def http_error(
-    status: int,
-    reason: str,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    address: str,
-    redactor: Redactor,
-    now: float,
-    signed: bool,
-) -> HttpError:
+class Answer(NamedTuple):
+    """An HTTP answer that is not 200.
+
+    Attributes:
+        address: Who answered.
+        status: The status.
+        reason: The words beside the status.
+        headers: The headers, found in any case.
+        body: The body, or the beginning of it.
+    """
+
+    address: str
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+
+def http_error(answer: Answer, *, redactor: Redactor, now: float, signed: bool) -> HttpError:
     """Return the error for an HTTP answer.
 
     Args:
-        status: Its status, not 200.
-        reason: The words beside the status.
-        headers: Its headers, found in any case.
-        body: Its body, or the beginning of it.
-        address: Who answered.
+        answer: The answer.
         redactor: Knows what must not be shown.
         now: Seconds since the epoch.
         signed: Whether the request was signed with an API key.
     """
+    address, status, reason, headers, body = answer
     said = f"HTTP {status} {_shown(reason, redactor)}".rstrip()
     text = redactor.redact(body.decode("utf-8", "replace"))
     words = _page_words(text)

@@ -1,8 +1,8 @@
 """One attempt of one HTTP request; the only module that uses aiohttp's client.
 
 Whatever the client, its connectors, middlewares and trace hooks raise becomes one of this
-package's errors, by the table `_MAPPING`. Whether the server may have got the request is known
-from its body: before that is written, nothing can have been carried out.
+package's errors, by the table in `_client_errors`. Whether the server may have got the request is
+known from its body: before that is written, nothing can have been carried out.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ import asyncio
 import math
 import ssl as tls
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import aiohttp
 from attrs import Factory, define
 
 from ctrlapi_async._auth import CONTENT_TYPE, ApiKey, basic_tokens, expect_auth
+from ctrlapi_async._client_errors import Failure, client_error
 from ctrlapi_async._endpoint import client_secrets, expect_endpoint, expect_headers, netrc_login
 from ctrlapi_async._errors import (
     CtrlApiError,
     HttpError,
     ReplyTooLargeError,
     RequestError,
-    RequestTimeoutError,
-    TlsError,
 )
-from ctrlapi_async._http_errors import http_error
+from ctrlapi_async._http_errors import Answer, http_error
 from ctrlapi_async._redaction import Redactor, secrets_of_headers
 from ctrlapi_async._reply_body import ACCEPT_ENCODING, read_body
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from aiohttp.abc import AbstractStreamWriter
-    from yarl import URL
 
 _PIECE: Final = 2**18
 """Bytes of a request that are sent before other tasks get their turn."""
@@ -100,9 +98,10 @@ class Transport:
         self._client: aiohttp.ClientSession | None = None
         if client is not None:
             self._check_client(client)
-        self._redactor = Redactor(self._secrets)
-        self.request_timeout: Final = request_timeout
-        self.connect_timeout: Final = connect_timeout
+        self.redactor: Final = Redactor(self._secrets)
+        """Knows the credentials of the session, of the caller's client and of its proxy."""
+        self._request_timeout = request_timeout
+        self._connect_timeout = connect_timeout
         # The client's own clock is not used for the request: it is rounded to seconds, and takes
         # a cancellation that comes in the same moment for its own.
         self._timeout = aiohttp.ClientTimeout(
@@ -132,11 +131,6 @@ class Transport:
     @property
     def _authorizes(self) -> bool:
         return self._key is not None or "Authorization" in self._headers
-
-    @property
-    def redactor(self) -> Redactor:
-        """Knows the credentials of the session, of the caller's client and of its proxy."""
-        return self._redactor
 
     @property
     def connection_limit(self) -> int | None:
@@ -189,7 +183,7 @@ class Transport:
         task = cast("asyncio.Task[object]", asyncio.current_task())
         cancelling = task.cancelling()
         try:
-            async with asyncio.timeout(self.request_timeout) as attempt.scope:
+            async with asyncio.timeout(self._request_timeout) as attempt.scope:
                 return await self._exchange(self._client, body, attempt, trace)
         except asyncio.CancelledError as error:
             if task.cancelling():
@@ -200,8 +194,8 @@ class Transport:
                 raise asyncio.CancelledError from None  # it became another error on its way
             failure = error
         # Raised out here, the error has no context that could show what must not be shown.
-        error, cause = self._mapped(attempt, failure)
-        raise error from cause
+        mapped, cause = self._mapped(attempt, failure)
+        raise mapped from cause
 
     async def _exchange(
         self, client: aiohttp.ClientSession, body: bytes, attempt: _Attempt, trace: object
@@ -224,50 +218,34 @@ class Transport:
             attempt.response = response
             if response.status != 200:
                 await read_body(response, attempt.pieces, _PAGE)
-                raise self._refusal(attempt, response)
+                raise self._refused(attempt, response)
             if not await read_body(response, attempt.pieces, self._max_reply_bytes):
                 response.close()
                 raise ReplyTooLargeError(f"a reply of more than {self._max_reply_bytes} bytes")
         return attempt.pieces[0] if len(attempt.pieces) == 1 else b"".join(attempt.pieces)
 
-    def http_error(
-        self,
-        status: int,
-        reason: str | None,
-        headers: Mapping[str, str],
-        body: bytes,
-        *,
-        address: str | None = None,
-        sent: Mapping[str, str] | None = None,
-    ) -> HttpError:
-        """Return the error for an answer that is not 200.
-
-        Args:
-            status: Its status.
-            reason: The words beside the status.
-            headers: Its headers.
-            body: The beginning of its body.
-            address: Who answered, if that is not the server.
-            sent: The headers with which the request was sent, the client's own included.
-        """
+    def _refused(self, attempt: _Attempt, response: aiohttp.ClientResponse) -> HttpError:
+        # What middlewares and netrc have added is known from the response only.
+        sent = secrets_of_headers(response.request_info.headers)
         return http_error(
-            status,
-            reason or "",
-            headers,
-            body,
-            address=address or str(self.url),
-            redactor=Redactor([*self._secrets, *secrets_of_headers(sent or {})]),
+            Answer(
+                str(self.url),
+                response.status,
+                response.reason or "",
+                response.headers,
+                b"".join(attempt.pieces),
+            ),
+            redactor=Redactor([*self._secrets, *sent]),
             now=self._wall_clock(),
             signed=self._key is not None,
         )
 
-    def _refusal(self, attempt: _Attempt, response: aiohttp.ClientResponse) -> HttpError:
-        return self.http_error(
-            response.status,
-            response.reason,
-            response.headers,
-            b"".join(attempt.pieces),
-            sent=response.request_info.headers,  # tells what middlewares and netrc have added
+    def _refused_by_proxy(self, status: int, reason: str, headers: Mapping[str, str]) -> HttpError:
+        return http_error(
+            Answer("the proxy", status, reason, headers),
+            redactor=self.redactor,
+            now=self._wall_clock(),
+            signed=False,
         )
 
     def _mapped(
@@ -278,28 +256,19 @@ class Transport:
             return failure, failure.__cause__
         response = attempt.response
         if response is not None and response.status != 200:
-            return self._refusal(attempt, response), None  # however its page ended
-        chain = _chain(failure)
-        reveals = any(
-            isinstance(each, aiohttp.ClientResponseError)  # its repr shows the request's headers
-            or self._redactor.finds(f"{each} {each!r}")
-            for each in chain
+            return self._refused(attempt, response), None  # however its page ended
+        return client_error(
+            Failure(
+                failure,
+                str(self.url),
+                sent=attempt.body.taken,
+                request_timeout=self._request_timeout,
+                connect_timeout=self._connect_timeout,
+                expired=attempt.expired,
+                redactor=self.redactor,
+                refusal=self._refused_by_proxy,
+            )
         )
-        met = next(filter(_is_tls_refusal, chain), failure)
-        rule = next(rule for rule in _RULES if isinstance(met, rule.kinds))
-        sent = attempt.body.taken if rule.sent is None else rule.sent
-        error = rule.make(_Failure(met, sent, attempt.expired, self))
-        return error, None if reveals else failure
-
-    def describe(self, error: BaseException) -> str:
-        """Return what an error of the client says, in one line and without credentials."""
-        os_error = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-        words = str(os_error)
-        if isinstance(os_error, OSError) and os_error.strerror:
-            # The system's words; asyncio's repeat the address in a form of their own.
-            number = os_error.errno or 0
-            words = os.strerror(number) if number > 0 else os_error.strerror
-        return self._redactor.redact(" ".join(words.split()) or type(error).__name__)
 
 
 class _Body(aiohttp.Payload):
@@ -339,127 +308,3 @@ class _Attempt:
     def expired(self) -> bool:
         """Whether the request's time ran out."""
         return self.scope is not None and self.scope.expired()
-
-
-# --- what the client raises ---------------------------------------------------------------------
-
-
-class _Failure(NamedTuple):
-    error: BaseException
-    sent: bool
-    expired: bool
-    transport: Transport
-
-    @property
-    def words(self) -> str:
-        return self.transport.describe(self.error)
-
-
-def _certificate_refused(failure: _Failure) -> CtrlApiError:
-    host = failure.transport.url.host
-    return TlsError(f"the TLS certificate of {host} was refused: {failure.words}")
-
-
-def _other_certificate(failure: _Failure) -> CtrlApiError:
-    host = failure.transport.url.host
-    return TlsError(f"the TLS certificate of {host} was refused: it is not the one `ssl` names")
-
-
-def _no_tls(failure: _Failure) -> CtrlApiError:
-    return TlsError(f"no TLS connection to {failure.transport.url}: {failure.words}")
-
-
-def _refused_by_proxy(failure: _Failure) -> CtrlApiError:
-    error = failure.error
-    assert isinstance(error, aiohttp.ClientHttpProxyError)  # noqa: S101 - by the table
-    refusal = failure.transport.http_error(
-        error.status, error.message, error.headers or {}, b"", address="the proxy"
-    )
-    if error.status < 500:
-        return refusal
-    return RequestError(f"{failure.transport.url} was not reached: {refusal}", sent=False)
-
-
-def _not_connected(failure: _Failure) -> CtrlApiError:
-    seconds = failure.transport.connect_timeout
-    return RequestTimeoutError(
-        f"no connection to {failure.transport.url} within {seconds:g} s", sent=failure.sent
-    )
-
-
-def _timed_out(failure: _Failure) -> CtrlApiError:
-    url, seconds = failure.transport.url, failure.transport.request_timeout
-    if not failure.expired:  # a time limit of the caller's client
-        return RequestTimeoutError(f"no answer from {url}: {failure.words}", sent=failure.sent)
-    missing = "answer from" if failure.sent else "connection to"
-    return RequestTimeoutError(f"no {missing} {url} within {seconds:g} s", sent=failure.sent)
-
-
-def _not_reached(failure: _Failure) -> CtrlApiError:
-    return RequestError(
-        f"{failure.transport.url} was not reached: {failure.words}", sent=failure.sent
-    )
-
-
-def _broken_off(failure: _Failure) -> CtrlApiError:
-    return RequestError(
-        f"the connection to {failure.transport.url} broke off: {failure.words}", sent=failure.sent
-    )
-
-
-def _client_failed(failure: _Failure) -> CtrlApiError:
-    name = type(failure.error).__name__
-    return RequestError(
-        f"the HTTP client failed: {name}: {failure.words}".removesuffix(f": {name}"),
-        sent=failure.sent,
-    )
-
-
-class _Rule(NamedTuple):
-    kinds: type[BaseException] | tuple[type[BaseException], ...]
-    make: Callable[[_Failure], CtrlApiError]
-    sent: bool | None = None
-    """Whether the request may have reached the server; None: if its body was taken."""
-
-
-_RULES: Final = (
-    _Rule(
-        (aiohttp.ClientConnectorCertificateError, tls.SSLCertVerificationError),
-        _certificate_refused,
-    ),
-    _Rule(aiohttp.ServerFingerprintMismatch, _other_certificate),
-    _Rule((aiohttp.ClientConnectorSSLError, tls.SSLError), _no_tls),
-    _Rule(aiohttp.ClientHttpProxyError, _refused_by_proxy),
-    _Rule(aiohttp.ConnectionTimeoutError, _not_connected),
-    _Rule(TimeoutError, _timed_out),
-    _Rule(aiohttp.ClientConnectorError, _not_reached),
-    # aiohttp says so of connections only that were made.
-    _Rule(
-        (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientOSError),
-        _broken_off,
-        sent=True,
-    ),
-    _Rule((OSError, aiohttp.ClientError), _broken_off),
-    _Rule(BaseException, _client_failed),
-)
-"""What an error of the client becomes; the first rule that fits counts."""
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """Return an error with all that led to it."""
-    chain: list[BaseException] = []
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        each = waiting.pop()
-        if each is not None and each not in chain:
-            chain.append(each)
-            waiting += [each.__cause__, each.__context__]
-            waiting += each.exceptions if isinstance(each, BaseExceptionGroup) else ()
-    return chain
-
-
-def _is_tls_refusal(error: BaseException) -> bool:
-    """Tell an error of TLS that another attempt would meet again."""
-    return isinstance(error, tls.SSLError) and not isinstance(
-        error, tls.SSLEOFError | tls.SSLZeroReturnError | tls.SSLSyscallError | tls.SSLWantReadError
-    )
