@@ -89,15 +89,11 @@ _TABLE: Final[tuple[tuple[Callable[[Case], object], Action], ...]] = (
     (lambda case: Trait.TOO_LARGE in case.traits and case.job.size > 1, Action.HALVE),
     (lambda case: Trait.TOO_LARGE in case.traits, Action.GIVE_UP),
     (
-        lambda case: (
-            case.job.kind is JobKind.STOP and Trait.NOT_CARRIED_OUT not in case.traits
-        ),
+        lambda case: case.job.kind is JobKind.STOP and Trait.NOT_CARRIED_OUT not in case.traits,
         Action.VERIFY,
     ),
     (
-        lambda case: (
-            isinstance(case.error, ReplyTooLargeError) and case.job.size > 1
-        ),
+        lambda case: isinstance(case.error, ReplyTooLargeError) and case.job.size > 1,
         Action.HALVE,
     ),
     (

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ctrlapi_async._errors import CtrlApiError, RequestError
+from ctrlapi_async._protocol.requests import TASK_STOP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from ctrlapi_async._protocol.requests import TaskCall
 
 logger = logging.getLogger("ctrlapi_async")
+
+NO_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 _Reply = list["Rows | CtrlApiError"] | CtrlApiError
 
@@ -35,7 +39,7 @@ class Sender(Protocol):
         method: str,
         calls: Sequence[TaskCall],
         *,
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] = NO_OPTIONS,
         keep_bytes: bool = False,
     ) -> list[Rows | CtrlApiError]:
         """Return the answer or the error of each call, or raise what the request as a whole met."""
@@ -60,7 +64,7 @@ class Engine:
         limiter: ConcurrencyLimiter,
         *,
         on_progress: Callable[[], None],
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] = NO_OPTIONS,
         keep_bytes: bool = False,
     ) -> None:
         self._plan = plan
@@ -87,7 +91,7 @@ class Engine:
             return  # called by a sender that an eager task factory started in the loop below
         self._advancing = True
         try:
-            while self._without_job < self._ready() and self._senders < self._limiter.max_concurrency:
+            while self._without_job < self._ready() and self._senders < self._limiter.slots:
                 self._senders += 1
                 self._without_job += 1
                 self.spawn(self._send_one())
@@ -136,13 +140,12 @@ class Engine:
 
     async def _attempt(self, job: Job) -> _Reply:
         """Send a job once and return what came of it."""
-        status = job.kind.method == "TaskStatus"
+        method, calls = job.kind.method, job.wire_calls
         try:
+            if method == TASK_STOP:
+                return await self._sender.send(method, calls)
             return await self._sender.send(
-                job.kind.method,
-                job.wire_calls,
-                options=self._options if status else None,
-                keep_bytes=self._keep_bytes and status,
+                method, calls, options=self._options, keep_bytes=self._keep_bytes
             )
         except CtrlApiError as error:
             return error
@@ -182,7 +185,7 @@ class Engine:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        current = asyncio.current_task() if asyncio._get_running_loop() else None
+        current = asyncio.current_task(self._loop)
         for task in self._tasks:
             # One that is being cancelled already would be cut off in its cleaning up.
             if task is not current and not task.cancelling():

@@ -238,7 +238,11 @@ class Outcomes:
         restarted_as: int | None = None,
     ) -> Verdict:
         """Return a verdict; the usual ones are made once and shared."""
-        if error is not None or restarted_as is not None or not isinstance(status, TaskStatus | None):
+        if (
+            error is not None
+            or restarted_as is not None
+            or not isinstance(status, TaskStatus | None)
+        ):
             return Verdict(project_id, result, status, error, restarted_as)
         key = (project_id, result, status)
         verdict = self._verdicts.get(key)

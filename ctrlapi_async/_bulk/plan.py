@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ctrlapi_async._bulk.causes import Causes
 from ctrlapi_async._bulk.denials import Denials
@@ -29,15 +29,16 @@ from ctrlapi_async._errors import (
     RequestError,
     text_of,
 )
-from ctrlapi_async._models import ALL_ACTIVE, StopResult, StopStats
+from ctrlapi_async._models import ALL_ACTIVE, UNANSWERED, StopResult, StopStats
 from ctrlapi_async._protocol.requests import TASK_STOP, TaskCall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator
 
-    from ctrlapi_async._bulk.reconcile import RunOptions
+    from ctrlapi_async._bulk.outcomes import OutcomeStore
+    from ctrlapi_async._bulk.reconcile import OnRow, RunOptions
     from ctrlapi_async._models import RetryPolicy
-    from ctrlapi_async._protocol.replies import Row, Rows
+    from ctrlapi_async._protocol.replies import Rows
     from ctrlapi_async._reports import Verdict
 
 
@@ -61,7 +62,7 @@ class StopPlan:
         began: float,
         random: Callable[[], float],
         streaming: bool = False,
-        on_row: Callable[[int, Row, Row], None] | None = None,
+        on_row: OnRow | None = None,
     ) -> None:
         self.done = False
         """Whether every task has its final outcome."""
@@ -72,9 +73,7 @@ class StopPlan:
         self._causes = Causes()
         self._outcomes = Outcomes(collect=options.collect)
         self._schedule = schedule = Schedule(streaming=streaming)
-        self._reconciler = Reconciler(
-            self._outcomes, schedule, options, self._causes.note, on_row
-        )
+        self._reconciler = Reconciler(self._outcomes, schedule, options, self._causes.note, on_row)
         self._denials = Denials(schedule, self._reconciler)
         self._recovery = Recovery(
             schedule,
@@ -229,7 +228,9 @@ class StopPlan:
         where = "$"
         for call, answer in zip(job.calls, answers, strict=True):
             if isinstance(answer, MethodError):
-                self._recovery.receive(job if len(job.calls) == 1 else job.part([call]), answer, now, proven)
+                self._recovery.receive(
+                    job if len(job.calls) == 1 else job.part([call]), answer, now, proven
+                )
             elif isinstance(answer, CtrlApiError):
                 unread.append(call)
                 why = why or answer
@@ -397,7 +398,7 @@ class StopPlan:
     @property
     def counts(self) -> dict[StopResult, int]:
         """How many tasks have each result now."""
-        return self._outcomes.counts(self._open_tasks())
+        return self._outcomes.counts(() if self.done else self._open_tasks())
 
     def snapshot(self) -> dict[int, Verdict]:
         """Return what is known of each task now, in the order asked for."""

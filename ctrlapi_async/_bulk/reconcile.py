@@ -13,6 +13,7 @@ Where a chain has gone on with another task, that task is dealt with as a checke
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
 from attrs import frozen
@@ -23,7 +24,7 @@ from ctrlapi_async._errors import DeadlineError, text_of
 from ctrlapi_async._models import AllActive, StopResult, TaskStatus, parse_status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from ctrlapi_async._bulk.chains import Chain, ChainFinding, Findings
     from ctrlapi_async._bulk.jobs import Job
@@ -41,6 +42,9 @@ EXPLAIN_ROUNDS: Final = 3
 """How often a task is asked about after the server refused to stop it."""
 
 _WITHOUT_STOP: Final = (StopResult.NOT_RUNNING, StopResult.NOT_FOUND, StopResult.NOT_SENT)
+
+
+OnRow = Callable[[int, "Row", "Row"], None]
 
 
 @frozen
@@ -83,7 +87,7 @@ class Reconciler:
         schedule: Schedule,
         options: RunOptions,
         note: Callable[[Exception], None],
-        on_row: Callable[[int, Row, Row], None] | None = None,
+        on_row: OnRow | None = None,
     ) -> None:
         self.waiting_pending = options.wait_pending is not None
         """Whether pending tasks are asked about again."""
@@ -272,14 +276,15 @@ class Reconciler:
         for task_id in set(task_ids).difference(new):
             if (other := verdicts[task_id].project_id) != project_id:
                 self.note(
-                    ValueError(f"task {task_id} is active in project {project_id}, and was asked "
-                               f"for in project {other}")
+                    ValueError(
+                        f"task {task_id} is active in project {project_id}, and was asked "
+                        f"for in project {other}"
+                    )
                 )
         return self._outcomes.admit(project_id, new)
 
     def _hand_rows_on(self, answer: Rows, found: Findings) -> None:
-        on_row = self._on_row
-        assert on_row is not None
+        on_row = cast("OnRow", self._on_row)
         rows = {row.task_id: row for row in answer.rows}
         for task_ids in (*found.by_status.values(), *found.refused.values()):
             for task_id in task_ids:
@@ -288,9 +293,7 @@ class Reconciler:
             for task_id in chain.asked:
                 on_row(task_id, chain.rows.get(task_id, chain.current), chain.current)
 
-    def settle_missing(
-        self, job: Job, project_id: int, task_ids: list[int], text: str
-    ) -> None:
+    def settle_missing(self, job: Job, project_id: int, task_ids: list[int], text: str) -> None:
         """Settle tasks of which the server says that they are not there."""
         outcomes = self._outcomes
         if job.kind in (JobKind.EXPLAIN, JobKind.POLL_STOPPED):
@@ -348,9 +351,7 @@ class Reconciler:
         else:
             self._outcomes.settle(project_id, task_ids, StopResult.STOP_SENT, self.seen)
 
-    def _receive_verify(
-        self, job: Job, project_id: int, found: Findings, now: float
-    ) -> list[int]:
+    def _receive_verify(self, job: Job, project_id: int, found: Findings, now: float) -> list[int]:
         """Settle tasks whose stop was lost; return those that it did not stop."""
         lost = f"the reply to TaskStop was lost: {text_of(job.lost)}" if job.lost else None
         again: list[int] = []
@@ -376,9 +377,7 @@ class Reconciler:
 
     # --- without an answer --------------------------------------------------------------------
 
-    def settle_lost(
-        self, lost: Exception, project_id: int, task_ids: list[int], text: str
-    ) -> None:
+    def settle_lost(self, lost: Exception, project_id: int, task_ids: list[int], text: str) -> None:
         """Settle tasks whose stop was lost and of which nothing more can be learnt."""
         self.note(lost)
         self._outcomes.settle_known(

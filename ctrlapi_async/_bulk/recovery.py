@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from attrs import evolve
 
@@ -18,6 +18,7 @@ from ctrlapi_async._errors import (
     traits_of,
 )
 from ctrlapi_async._models import ALL_ACTIVE
+from ctrlapi_async._retry import last_moment, pause_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -72,9 +73,7 @@ class Recovery:
         """Note that a call of a job was answered."""
         self._successes[job.kind.method] += 1
 
-    def receive(
-        self, job: Job, error: CtrlApiError, now: float, proven: Collection[str]
-    ) -> None:
+    def receive(self, job: Job, error: CtrlApiError, now: float, proven: Collection[str]) -> None:
         """Do what the error calls for.
 
         Args:
@@ -149,9 +148,9 @@ class Recovery:
         if job.singled_out and job.size == 1 and self._others_succeed(job):
             attempts = min(attempts, SINGLED_OUT_ATTEMPTS)
         due = now + self._pause(job.attempt, error)
-        if self._asks_too_much(job, error, now):
-            self._end_run(job, self._patience_error(error))
-        elif job.attempt < attempts and due <= self._last_moment(job):
+        if (refusal := self._impossible_wait(job, error, now)) is not None:
+            self._end_run(job, refusal)
+        elif job.attempt < attempts and due <= self._last_moment(job, now):
             self._schedule.back_off(job, due)
         elif Trait.FATAL in traits_of(error):
             self._end_run(job, error)
@@ -168,19 +167,20 @@ class Recovery:
             lost=error,
             state=JobState.QUEUED,
         )
-        if self._asks_too_much(job, error, now):
-            self._end_run(verify, self._patience_error(error))
+        if (refusal := self._impossible_wait(job, error, now)) is not None:
+            self._end_run(verify, refusal)
         else:
             self._schedule.back_off(verify, now + self._pause(job.attempt, error))
 
     def stop_again(self, job: Job) -> None:
         """Send the stop again of tasks that a lost stop did not stop."""
         stop = evolve(job, kind=JobKind.STOP, attempt=job.stops)
-        lost = job.lost
-        assert lost is not None
+        lost = cast("CtrlApiError", job.lost)
         if stop.attempt >= self._policy.attempts:
             self._give_up(stop, lost)
-        elif stop.size > 1 and Trait.TASK_MAY_CAUSE in traits_of(lost) and self._may_be_spoiled(stop):
+        elif (
+            stop.size > 1 and Trait.TASK_MAY_CAUSE in traits_of(lost) and self._may_be_spoiled(stop)
+        ):
             self._halve(stop, lost)
         else:
             self._schedule.queue(stop)
@@ -188,27 +188,18 @@ class Recovery:
     # --- pauses and endings -------------------------------------------------------------------
 
     def _pause(self, attempt: int, error: CtrlApiError) -> float:
-        """Return the seconds to wait: what the server asks for, or full jitter."""
-        if isinstance(error, HttpError) and error.retry_after is not None:
-            return error.retry_after
-        return self._random() * self._policy.wait_bound(max(attempt, 1))
+        return pause_after(self._policy, attempt, error, self._random)
 
-    def _last_moment(self, job: Job) -> float:
-        """Return until when a job may be sent again, in seconds."""
-        if self._policy.timeout is None or job.first_fault_at is None:
-            return float("inf")
-        return job.first_fault_at + self._policy.timeout
+    def _last_moment(self, job: Job, now: float) -> float:
+        since = now if job.first_fault_at is None else job.first_fault_at
+        return last_moment(self._policy, since)
 
-    def _asks_too_much(self, job: Job, error: CtrlApiError, now: float) -> bool:
-        """Return whether the server asks to wait for longer than the run can."""
+    def _impossible_wait(self, job: Job, error: CtrlApiError, now: float) -> CtrlApiError | None:
+        """Return an error that says so if the server asks to wait for longer than the run can."""
         if not isinstance(error, HttpError) or error.retry_after is None:
-            return False
-        return now + error.retry_after > min(self._last_moment(job), self._deadline)
-
-    @staticmethod
-    def _patience_error(error: CtrlApiError) -> CtrlApiError:
-        """Return an error that says that the server's wish cannot be met."""
-        assert isinstance(error, HttpError)
+            return None
+        if now + error.retry_after <= min(self._last_moment(job, now), self._deadline):
+            return None
         return type(error)(
             f"{error.args[0]}; it asks to wait {error.retry_after:g} s, longer than allowed here",
             *error.args[1:],

@@ -128,7 +128,9 @@ class Schedule:
         left to check. What was asked before is asked again when there is nothing else to do.
         """
         doubtful = self._doubtful_portion(limit)
-        unchecked = _jobs(self.unchecked, limit, not self.input_open or self._waited(self.unchecked, now))
+        unchecked = _jobs(
+            self.unchecked, limit, not self.input_open or self._waited(self.unchecked, now)
+        )
         checked = not (
             self.input_open
             or self.unchecked.size
@@ -145,9 +147,7 @@ class Schedule:
         tail = checked and not waited and self.running.size % limit > 0
         yield _Portion(self.running, JobKind.STOP, limit, int(tail))
         stopped = stopped or self._waited(self.refused, now)
-        yield _Portion(
-            self.refused, JobKind.EXPLAIN, limit, _jobs(self.refused, limit, stopped)
-        )
+        yield _Portion(self.refused, JobKind.EXPLAIN, limit, _jobs(self.refused, limit, stopped))
         for queue, kind in (
             (self.due_pending, JobKind.POLL_PENDING),
             (self.due_stopped, JobKind.POLL_STOPPED),
