@@ -58,12 +58,13 @@ class Failure(NamedTuple):
             error = error.os_error
         words = str(error)
         if isinstance(error, ssl.SSLError):
-            words = getattr(error, "verify_message", "") or error.reason or words
+            reason = getattr(error, "verify_message", "") or error.reason
+            words = _tls_refusal(error) or reason or words
         elif isinstance(error, OSError) and error.strerror:
             # The system's words; asyncio's repeat the address in a form of their own.
             number = error.errno or 0
             words = os.strerror(number) if number > 0 else error.strerror
-        return self.redactor.redact(" ".join(words.split()) or type(self.error).__name__)
+        return self.redactor.redact(" ".join(words.split()) or type(error).__name__)
 
 
 def client_error(failure: Failure) -> tuple[CtrlApiError, BaseException | None]:
@@ -74,7 +75,7 @@ def client_error(failure: Failure) -> tuple[CtrlApiError, BaseException | None]:
         or failure.redactor.finds(f"{each} {each!r}")
         for each in chain
     )
-    met = next(filter(_is_tls_refusal, chain), failure.error)
+    met = next((each for each in chain if _tls_refusal(each)), failure.error)
     rule = next(rule for rule in RULES if isinstance(met, rule.kinds))
     sent = failure.sent if rule.sent is None else rule.sent
     error = rule.make(failure._replace(error=met, sent=sent))
@@ -147,7 +148,7 @@ RULES: Final = (
         _certificate_refused,
     ),
     Rule(aiohttp.ServerFingerprintMismatch, _other_certificate),
-    Rule((aiohttp.ClientConnectorSSLError, ssl.SSLError), _no_tls),
+    Rule(ssl.SSLError, _no_tls),
     Rule(aiohttp.ClientHttpProxyError, _refused_by_proxy),
     Rule(aiohttp.ConnectionTimeoutError, _not_connected),
     Rule(TimeoutError, _timed_out),
@@ -176,8 +177,24 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _is_tls_refusal(error: BaseException) -> bool:
-    """Return whether an error of TLS is one that another attempt would meet again."""
-    return isinstance(error, ssl.SSLError) and not isinstance(
-        error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError
-    )
+_TLS_REFUSALS: Final = {
+    "ALERT_CERTIFICATE_REQUIRED": "the server wants a client certificate",
+    "ALERT_BAD_CERTIFICATE": "the server refused the client certificate",
+    "ALERT_UNKNOWN_CA": "the server refused the client certificate",
+    "ALERT_HANDSHAKE_FAILURE": "the server refused the handshake, as for want of a certificate",
+    "ALERT_PROTOCOL_VERSION": "server and client have no TLS version in common",
+    "UNSUPPORTED_PROTOCOL": "server and client have no TLS version in common",
+    "NO_PROTOCOLS_AVAILABLE": "server and client have no TLS version in common",
+    "NO_SHARED_CIPHER": "server and client have no cipher in common",
+    "UNRECOGNIZED_NAME": "the server does not know the host's name",
+    "WRONG_VERSION_NUMBER": "the port does not speak TLS",
+    "RECORD_LAYER_FAILURE": "the port does not speak TLS",
+    "HTTP_REQUEST": "the port does not speak TLS",
+}
+"""What reasons of OpenSSL mean that another attempt would meet again, by a part of their names."""
+
+
+def _tls_refusal(error: BaseException) -> str | None:
+    """Return what an error of TLS means, if another attempt would meet it again."""
+    reason = getattr(error, "reason", None) if isinstance(error, ssl.SSLError) else None
+    return next((words for name, words in _TLS_REFUSALS.items() if name in (reason or "")), None)
