@@ -99,6 +99,12 @@ class Job:
         """Return a queued job for some of the calls, with the same history."""
         return evolve(self, calls=calls, state=JobState.QUEUED, companion=None, doubtful=False)
 
+    def forget_faults(self) -> None:
+        """Begin anew: the server has answered, and what is left to ask is another request."""
+        self.attempt = 0
+        self.first_fault_at = None
+        self.singled_out = False
+
     def halves(self) -> tuple[Job, Job]:
         """Return two jobs with half of the tasks each; there must be two or more."""
         room = self.size // 2
