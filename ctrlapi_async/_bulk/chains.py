@@ -77,14 +77,15 @@ class Findings:
     missing: list[int] = field(factory=list)
     unreadable: list[tuple[list[int], ReplyError]] = field(factory=list)
 
+    @property
+    def groups(self) -> list[list[int]]:
+        """All tasks that do not stand for a chain."""
+        unreadable = (task_ids for task_ids, _ in self.unreadable)
+        return [*self.plain.values(), *self.refused.values(), self.missing, *unreadable]
+
     def keep(self, choose: Callable[[list[int]], list[int]]) -> None:
         """Leave out tasks that do not stand for a chain; `choose` returns those that remain."""
-        for task_ids in (
-            *self.plain.values(),
-            *self.refused.values(),
-            self.missing,
-            *(task_ids for task_ids, _ in self.unreadable),
-        ):
+        for task_ids in self.groups:
             task_ids[:] = choose(task_ids)
         self.plain = {told: task_ids for told, task_ids in self.plain.items() if task_ids}
 

@@ -37,13 +37,13 @@ class Denials:
         self._inexact: set[str] = set()
         """Methods whose refusals are known to name good ids as well."""
 
-    def join_known(self, job: Job) -> None:
-        """Let a job of doubtful tasks ask about a known one as well, if that may tell more."""
-        method = job.kind.method
-        if job.doubtful and method not in self._exact | self._inexact:
-            [call] = job.calls
-            known = self._reconciler.known_tasks.get(call.project_id)
-            job.companion = None if known in listed_ids(call) else known
+    def companion(self, job: Job) -> int | None:
+        """Return a known task to be asked about along with doubtful ones, if that may tell more."""
+        if not job.doubtful or job.kind.method in self._exact | self._inexact:
+            return None
+        [call] = job.calls
+        known = self._reconciler.known_tasks.get(call.project_id)
+        return None if known in listed_ids(call) else known
 
     def succeeded(self, job: Job) -> None:
         """Note that the server accepted all tasks of a call."""
@@ -62,6 +62,7 @@ class Denials:
         if isinstance(call.task_ids, AllActive):
             self._reconciler.note(error)
             return
+        job.forget_faults()
         listed = set(error.task_ids)
         named = [task_id for task_id in call.task_ids if task_id in listed]
         rest = [task_id for task_id in call.task_ids if task_id not in listed]

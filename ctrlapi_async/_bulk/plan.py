@@ -17,7 +17,7 @@ from ctrlapi_async._bulk.causes import Causes
 from ctrlapi_async._bulk.denials import Denials
 from ctrlapi_async._bulk.jobs import Job, JobKind, JobState, listed_ids
 from ctrlapi_async._bulk.outcomes import OpenTasks, Outcomes
-from ctrlapi_async._bulk.polls import FIRST_PAUSE, PollSeries
+from ctrlapi_async._bulk.polls import PollSeries
 from ctrlapi_async._bulk.reconcile import Reconciler
 from ctrlapi_async._bulk.recovery import Recovery
 from ctrlapi_async._bulk.schedule import Schedule
@@ -84,12 +84,7 @@ class StopPlan:
             random=random,
         )
         self._pending_polls = PollSeries(schedule.pending, schedule.due_pending, began)
-        self._stopped_polls = PollSeries(
-            schedule.stopped,
-            schedule.due_stopped,
-            began,
-            min(FIRST_PAUSE, (options.wait_stopped or 0.0) / 2),
-        )
+        self._stopped_polls = PollSeries(schedule.stopped, schedule.due_stopped, began)
         self._only_following = False
         self._last_stop = began
         self._ended_at = began
@@ -148,8 +143,7 @@ class StopPlan:
         limit = self._limit(max_ids)
         while (job := self._schedule.take(limit, now)) is not None:
             if self._keep_current(job, now, sent=False) and self._keep_wanted(job):
-                if job.size < limit:
-                    self._denials.join_known(job)
+                job.companion = self._denials.companion(job) if job.size < limit else None
                 job.state = JobState.IN_FLIGHT
                 job.attempt += 1
                 self._requests[job.kind.method] += 1
@@ -267,7 +261,7 @@ class StopPlan:
         if why is not None:  # in one request again, as they were
             self._recovery.receive(job.part(unread), why, now, proven)
         if unresolved and job.kind is JobKind.VERIFY:
-            self._recovery.stop_again(job.part(unresolved))
+            self._recovery.stop_again(job.part(unresolved), now)
         elif unresolved:
             error = ReplyError("no clear answer about some tasks in the reply to TaskStop", where)
             self._recovery.verify(job.part(unresolved), job.lost or error, now)

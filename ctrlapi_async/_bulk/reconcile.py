@@ -332,9 +332,13 @@ class Reconciler:
         """Enter the tasks that a reply about all active tasks names."""
         for error in answer.unreadable[:1]:
             self.note(error)  # who knows which task that was
-        found.keep(lambda task_ids: self._admit_new(project_id, task_ids))
+        groups = [*found.groups, *(chain.asked for chain in found.chains)]
+        named = {task_id for group in groups for task_id in group}
+        in_order = dict.fromkeys((*(row.task_id for row in answer.rows), *named))
+        new = set(self._admit_new(project_id, [n for n in in_order if n in named]))
+        found.keep(lambda task_ids: [task_id for task_id in task_ids if task_id in new])
         for chain in found.chains:
-            chain.asked = self._admit_new(project_id, chain.asked)
+            chain.asked = [task_id for task_id in chain.asked if task_id in new]
 
     def _admit_new(self, project_id: int, task_ids: list[int]) -> list[int]:
         verdicts = self._outcomes.store.verdicts

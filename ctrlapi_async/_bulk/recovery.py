@@ -94,6 +94,7 @@ class Recovery:
         if action is Action.SINGLE_OUT and isinstance(error, TasksDeniedError):
             self._denials.refused(job, error, now)
         elif action is Action.SPLIT_PROJECTS:
+            job.forget_faults()
             middle = len(job.calls) // 2
             for calls in (job.calls[:middle], job.calls[middle:]):
                 self._schedule.queue(job.part(calls))
@@ -152,7 +153,9 @@ class Recovery:
             self._end_run(job, refusal)
         elif job.attempt < attempts and due <= self._last_moment(job, now):
             self._schedule.back_off(job, due)
-        elif Trait.FATAL in traits_of(error):
+        elif Trait.FATAL in traits_of(error) and not (
+            job.singled_out and self._others_succeed(job)
+        ):
             self._end_run(job, error)
         else:
             self._give_up(job, error)
@@ -172,11 +175,11 @@ class Recovery:
         else:
             self._schedule.back_off(verify, now + self._pause(job.attempt, error))
 
-    def stop_again(self, job: Job) -> None:
+    def stop_again(self, job: Job, now: float) -> None:
         """Send the stop again of tasks that a lost stop did not stop."""
         stop = evolve(job, kind=JobKind.STOP, attempt=job.stops)
         lost = cast("CtrlApiError", job.lost)
-        if stop.attempt >= self._policy.attempts:
+        if stop.attempt >= self._policy.attempts or now > self._last_moment(stop, now):
             self._give_up(stop, lost)
         elif (
             stop.size > 1 and Trait.TASK_MAY_CAUSE in traits_of(lost) and self._may_be_spoiled(stop)

@@ -85,7 +85,8 @@ class Known:
     Args:
         task_id: The task.
         initial_id: The first task of its chain.
-        status: The status told last.
+        seen: The status that any row told last.
+        status: The status told last that counts: without following restarts, where it was asked.
         statuses: All statuses that were told.
         stop: The fate of its latest stop.
         heard_since: Whether its status was told since that.
@@ -98,6 +99,7 @@ class Known:
 
     task_id: int
     initial_id: int
+    seen: str | None = None
     status: str | None = None
     statuses: set[str | None] = field(factory=lambda: {None})
     stop: Fate = Fate.NONE
@@ -111,7 +113,7 @@ class Known:
     @property
     def liveness(self) -> tuple[int, int]:
         """Orders the tasks of a chain: the current one is the largest."""
-        status = parse_status(self.status)
+        status = parse_status(self.seen)
         if status is None:  # its row could not be read, or said nothing of it
             return -1, self.task_id
         pending = isinstance(status, TaskStatus) and status.pending
@@ -151,6 +153,8 @@ class Oracle:
         self.tasks: dict[int, Known] = {}
         self.discarded: set[int] = set()
         """Tasks that nobody waits for any more."""
+        self.dead: set[int] = set()
+        """Projects about which the server said that they do not exist."""
         self.ended = False
         """Whether the run was cut short, or met what ends all."""
         self.requests: Counter[str] = Counter()
@@ -226,16 +230,19 @@ class Oracle:
             told.setdefault(fact.task_id, []).append(fact)
         with_status = {fact.task_id for fact in answer.facts if fact.status}
         initials = {n: _initial(facts) for n, facts in told.items()}
-        wanted = {initials.get(n, n) for n in task_ids or ()} | {*(task_ids or ())}
+        wanted = set(task_ids or ())
+        wanted_chains = wanted.union(initials.get(n, n) for n in wanted)
         for task_id, facts in told.items():
-            if task_ids is None or initials[task_id] in wanted:
-                self._hear_fact(self._known(task_id, initials[task_id]), facts)
-        for task_id in task_ids or ():
+            if task_ids is None or initials[task_id] in wanted_chains:
+                known = self._known(task_id, initials[task_id])
+                counts = self.follow_restarts or task_id not in self.asked or task_id in wanted
+                self._hear_fact(known, facts, counts=counts)
+        for task_id in wanted:
             known, chain = self._known(task_id), self.chain(task_id)
             known.final |= task_id in answer.odd
             known.absent |= task_id not in with_status | set(answer.odd)
             for one in chain:
-                one.left_out |= one.status is not None and one.task_id not in with_status
+                one.left_out |= one.seen is not None and one.task_id not in with_status
         if task_ids is None:
             self._admit(project_id, list(told), with_status)
 
@@ -253,11 +260,14 @@ class Oracle:
         known.final |= answer.final
 
     @staticmethod
-    def _hear_fact(known: Known, facts: list[Fact]) -> None:
+    def _hear_fact(known: Known, facts: list[Fact], *, counts: bool) -> None:
         statuses = [fact.status for fact in facts if fact.status]
         if not statuses:
             return
-        known.status = next((one for one in statuses if one != RUNNING), RUNNING)
+        known.seen = next((one for one in statuses if one != RUNNING), RUNNING)
+        if not counts:
+            return
+        known.status = known.seen
         known.statuses.add(parse_status(known.status))
         known.heard_since = True
         if known.stop is Fate.LOST and known.status == "Canceled":
@@ -316,9 +326,13 @@ class Oracle:
         shown = (outcome, about, own)
         assert named in chain, shown
         assert outcome.restarted_as != outcome.task_id, shown
-        excused = self.ended or any(
-            one.final or one.failures >= self.attempts or one.task_id in self.discarded
-            for one in chain
+        excused = (
+            self.ended
+            or outcome.project_id in self.dead
+            or any(
+                one.final or one.failures >= self.attempts or one.task_id in self.discarded
+                for one in chain
+            )
         )
         assert outcome.result in self._allowed(own, about, excused=excused), shown
         if self.wait_stopped and outcome.result is StopResult.STOP_SENT:
@@ -348,9 +362,9 @@ class Oracle:
             StopResult.NOT_FOUND: unsent and (own.absent or about.absent),
             StopResult.UNAVAILABLE: any(one.stop is Fate.REFUSED for one in chain),
             StopResult.WOULD_STOP: self.dry_run and status == RUNNING,
-            StopResult.NOT_SENT: unsent and excused,
+            StopResult.NOT_SENT: unsent and excused and not about.lost,
             StopResult.UNCONFIRMED: (excused or own.absent or about.absent)
-            and stop in (Fate.LOST, Fate.IN_FLIGHT),
+            and (about.lost or stop is Fate.IN_FLIGHT),
         }
         return {result for result, so in may.items() if so}
 

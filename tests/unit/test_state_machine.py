@@ -130,7 +130,6 @@ class Machine(RuleBasedStateMachine):
         self.server = ModelServer()
         self.in_flight: list[Job] = []
         self.announced: dict[int, StopOutcome] = {}
-        self.dead: set[int] = set()
         self.proven: set[str] = set()
         self.now = self.last_stop = 100.0
         self.moves = self.faults = 0
@@ -194,6 +193,7 @@ class Machine(RuleBasedStateMachine):
             attempts=self.attempts,
         )
         self.listings = listings if options.check and not streaming else ()
+        self.blamed = bool(self.listings)
         for project_id in self.listings:
             self.plan.add_all_active(project_id)
         self.add(wanted, chance)
@@ -245,7 +245,7 @@ class Machine(RuleBasedStateMachine):
             job = self.plan.next_job(max_ids, self.now)
             if job is None:
                 restarted = any(len(task.chain) > 1 for task in self.server.tasks.values())
-                gone = self.dead or self.oracle.discarded or restarted
+                gone = self.oracle.dead or self.oracle.discarded or restarted
                 assert not ready or gone or self.oracle.ended or sent
                 break
             assert ready
@@ -297,9 +297,9 @@ class Machine(RuleBasedStateMachine):
         """Return what the server says to one call, and the same for the oracle."""
         method, project_id, ids = job.kind.method, call.project_id, listed_ids(wire)
         listing = call.task_ids is ALL_ACTIVE
-        if project_id in self.dead:
+        if project_id in self.oracle.dead:
             error: CtrlApiError = ProjectNotFoundError(method, f"project {project_id} is not there")
-            return error, self.end_project(listing)
+            return error, self.end_project()
         missing = self.server.missing(project_id, ids)
         if missing and self.denial != "no row":
             named = {"bad": missing, "all": ids, "none": []}[self.denial]
@@ -354,28 +354,23 @@ class Machine(RuleBasedStateMachine):
         kind = chance.choice(["unknown", "unread", "project", "user", "method"])
         if kind in ("project", "user", "method") and not late(self):
             kind = "unknown"
-        listing = call.task_ids is ALL_ACTIVE
         if kind == "project":
-            self.dead.add(call.project_id)
-            return ProjectNotFoundError(method, "no such project"), self.end_project(listing)
+            self.oracle.dead.add(call.project_id)
+            return ProjectNotFoundError(method, "no such project"), self.end_project()
         if kind == "user":
             self.oracle.ended = True
-            self.blamed |= listing
             return UserUnavailableError(method, "user 1 is unavailable"), Answer(undone=True)
         if kind == "method":
-            self.oracle.ended |= method not in self.proven
-            self.blamed |= listing
+            self.oracle.ended |= method not in self.proven or self.impatient(job)
             return UndefinedMethodError(method, "undefined method"), Answer(undone=True)
         if effect:
             list(self.server.stop(ids))
-        self.blamed |= listing
         if kind == "unread":
             return ReplyError("cut"), Answer()
         return MethodError(method, "license expired"), Answer(final=method == STATUS)
 
-    def end_project(self, listing: bool) -> Answer:
-        self.oracle.ended |= self.dead.issuperset(project_of(n) for n in self.oracle.asked)
-        self.blamed |= listing
+    def end_project(self) -> Answer:
+        self.oracle.ended |= self.oracle.dead.issuperset(project_of(n) for n in self.oracle.asked)
         return Answer(undone=True, final=True)
 
     @precondition(some_in_flight)
@@ -386,7 +381,6 @@ class Machine(RuleBasedStateMachine):
         if job.kind is JobKind.STOP and effect and not fault.undone:
             list(self.server.stop([n for call in job.calls for n in listed_ids(call)]))
         error = fault.make(f"fault {self.faults}")
-        self.blamed |= any(call.task_ids is ALL_ACTIVE for call in job.calls)
         if isinstance(error, HttpError) and error.retry_after:
             self.oracle.ended |= self.attempts == 1 or self.options.timeout is not None
         final = fault.final and job.size == 1
@@ -398,13 +392,16 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: late(self) and self.in_flight)
     @rule(index=indexes, fault=st.sampled_from(FATAL), effect=st.booleans())
     def fail_for_good(self, index: int, fault: Fault, effect: bool) -> None:
-        ended = self.oracle.ended or not self.proven or self.attempts == 1
-        ended |= self.in_flight[index % len(self.in_flight)].attempt >= ATTEMPTS
-        self.oracle.ended = ended
+        job = self.in_flight[index % len(self.in_flight)]
+        self.oracle.ended |= not self.proven or self.impatient(job)
         self.fail(index, fault, effect)
         if not self.proven:
             assert self.plan.fatal_error is not None
             assert self.plan.ready(None, self.now) == 0
+
+    def impatient(self, job: Job) -> bool:
+        """Return whether a request may not be sent again."""
+        return self.attempts == 1 or job.attempt >= ATTEMPTS
 
     def receive(self, job: Job, reply: list[Rows | CtrlApiError] | CtrlApiError) -> None:
         if job.kind in (JobKind.STOP, JobKind.VERIFY):
@@ -430,7 +427,9 @@ class Machine(RuleBasedStateMachine):
 
     def wake(self) -> None:
         timeout = self.options.timeout
-        self.oracle.ended |= timeout is not None and self.now >= 100.0 + timeout
+        if timeout is not None and self.now >= 100.0 + timeout:
+            self.oracle.ended = True
+            self.blamed |= self.input_open
         self.plan.wake(self.now)
         assert self.plan.next_wakeup(self.now) > self.now, "it would spin"
         self.take()
@@ -533,7 +532,7 @@ class Machine(RuleBasedStateMachine):
         ), "it would wait for ever"
         for job in self.in_flight if plan.fatal_error is None else ():
             for call in job.calls if job.kind is JobKind.STOP else ():
-                for task_id in {*call.task_ids} & snapshot.keys():  # type: ignore[misc]
+                for task_id in snapshot.keys() & listed_ids(call) - self.announced.keys():
                     assert snapshot[task_id].result is StopResult.UNCONFIRMED
 
     def teardown(self) -> None:
