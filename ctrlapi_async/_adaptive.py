@@ -22,13 +22,13 @@ _LINE: Final = 1.5
 """The ratio of times from which the requests sent later in a round have waited in a line."""
 _LINE_REST: Final = 64
 _FIRST_REST: Final = 4
-"""Rounds without a try, after a line was seen and after the first try that did not pay."""
+"""Rounds without a try, after a line and after the first try that did not pay."""
 
 
 class AdaptiveConcurrency(FixedConcurrency):
     """From some slots towards more.
 
-    With no more than the slots it starts with, it does as `FixedConcurrency`.
+    With no more slots than at the start, it does as `FixedConcurrency`.
 
     Args:
         start: The slots to start with.
@@ -73,15 +73,17 @@ class AdaptiveConcurrency(FixedConcurrency):
         if request.in_flight < self.slots:
             self._begin_round(None)  # what counts is what all slots bring together
             return
-        if self._began is None:
-            self._begin_round(request.sent_at if self._from_idle else request.now)
+        began = self._began
+        if began is None:
+            began = request.sent_at if self._from_idle else request.now
+            self._begin_round(began)
             if not self._from_idle:
                 return
         self._work += request.size + _REQUEST_COST
         self._times.append((request.sent_at, request.now - request.sent_at))
         if len(self._times) < self.slots:
             return
-        rate = self._work / max(request.now - self._began, 1e-9)
+        rate = self._work / max(request.now - began, 1e-9)
         in_line = self._from_idle and _is_line([time for _, time in sorted(self._times)])
         self._from_idle = False
         self._begin_round(request.now)
@@ -112,8 +114,8 @@ class AdaptiveConcurrency(FixedConcurrency):
 
 def _wants_less(traits: Trait) -> bool:
     """Return whether the server asked for less, or did not answer."""
-    answered = Trait.TASK_MAY_CAUSE in traits
-    return Trait.SLOW_DOWN in traits or (Trait.PASSING in traits and not answered)
+    no_answer = Trait.PASSING in traits and Trait.TASK_MAY_CAUSE not in traits
+    return no_answer or Trait.SLOW_DOWN in traits
 
 
 def _is_line(times: list[float]) -> bool:
