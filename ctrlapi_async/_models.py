@@ -62,6 +62,10 @@ class StopResult(StrEnum):
     """A stop may have been sent, but neither its reply nor a later check tells."""
 
 
+UNANSWERED: Final = (StopResult.NOT_SENT, StopResult.UNCONFIRMED, StopResult.STILL_RUNNING)
+"""The results of tasks for which a report is incomplete."""
+
+
 class AllActive(Enum):
     """The type of `ALL_ACTIVE`."""
 

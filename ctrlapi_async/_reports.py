@@ -14,6 +14,7 @@ from attrs import field, frozen
 from cattrs import BaseValidationError, Converter, transform_error
 
 from ctrlapi_async._models import (
+    UNANSWERED,
     LazyMapping,
     StopOutcome,
     StopResult,
@@ -73,11 +74,11 @@ class StopReport(Mapping[int, StopOutcome]):
         for one in outcomes:
             verdict = Verdict(one.project_id, one.result, one.status, one.error, one.restarted_as)
             verdicts[one.task_id] = shared.setdefault(verdict, verdict)
-        return cls._of(verdicts, stats or StopStats())
+        return cls.over(verdicts, stats or StopStats())
 
     @classmethod
-    def _of(cls, verdicts: dict[int, Verdict], stats: StopStats) -> StopReport:
-        """Return a report over a dict that nobody else will change."""
+    def over(cls, verdicts: dict[int, Verdict], stats: StopStats) -> StopReport:
+        """Return a report over a dict that nobody else will change; internal."""
         return cls(verdicts, stats=stats)
 
     def __getitem__(self, task_id: int) -> StopOutcome:
@@ -105,7 +106,7 @@ class StopReport(Mapping[int, StopOutcome]):
     @property
     def complete(self) -> bool:
         """Whether every task has its answer: no NOT_SENT, UNCONFIRMED or STILL_RUNNING."""
-        return not any(self.counts[result] for result in _INCOMPLETE)
+        return not any(self.counts[result] for result in UNANSWERED)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StopReport):
@@ -123,7 +124,7 @@ class StopReport(Mapping[int, StopOutcome]):
                 raise ValueError(
                     f"task {task_id} is in two projects: {mine.project_id} and {theirs.project_id}"
                 )
-        return self._of({**self._verdicts, **other._verdicts}, self.stats | other.stats)
+        return self.over({**self._verdicts, **other._verdicts}, self.stats | other.stats)
 
     def __repr__(self) -> str:
         return _repr_of(self, self.counts)
@@ -145,9 +146,6 @@ class StopReport(Mapping[int, StopOutcome]):
         document = _load(text, _StopDocument)
         report = cls.of(document.outcomes, document.stats)
         return _expect_unique(report, len(document.outcomes))
-
-
-_INCOMPLETE = (StopResult.NOT_SENT, StopResult.UNCONFIRMED, StopResult.STILL_RUNNING)
 
 
 @frozen(repr=False, unsafe_hash=False)

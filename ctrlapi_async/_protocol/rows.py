@@ -30,10 +30,11 @@ class Row(msgspec.Struct, gc=False):
     initial_task_id: _Id | None = None
     error: str | None = None
     errors: list[str] | None = None
-    """Only while it is read: `join_errors` moves its texts to `error`."""
+    """Only while it is read: `normalize` moves its texts to `error`."""
 
-    def join_errors(self) -> None:
-        """Move all error texts to `error`; None if there are none."""
+    def normalize(self) -> None:
+        """Move all error texts to `error`, and put None for texts that say nothing."""
+        self.status = self.status or None
         self.error = joined([self.error, *(self.errors or ())])
         self.errors = None
 

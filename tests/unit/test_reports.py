@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire_support import any_json
 
 from ctrlapi_async._models import StopOutcome, StopResult, StopStats, TaskState, TaskStatus
 from ctrlapi_async._reports import StatusReport, StopReport, Verdict
+from tests.support.wire import any_json
 
 statuses = st.none() | st.sampled_from(TaskStatus) | st.just("Hibernating")
 errors = st.none() | st.text(max_size=5)
@@ -103,7 +103,7 @@ def test_a_report_equals_no_dict_and_is_no_key(report: Any) -> None:
 def test_a_report_takes_over_the_dict_of_a_run() -> None:
     verdict = Verdict(2, StopResult.STOP_SENT, TaskStatus.RUNNING, None, 1064)
     verdicts = {64: verdict, 65: verdict}
-    report = StopReport._of(verdicts, StopStats(1, 1))
+    report = StopReport.over(verdicts, StopStats(1, 1))
     assert report._verdicts is verdicts
     assert report[64] == StopOutcome(
         64, 2, StopResult.STOP_SENT, TaskStatus.RUNNING, None, restarted_as=1064

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire_support import any_json, sample
 
 from ctrlapi_async._models import ALL_ACTIVE, MAX_ID
 from ctrlapi_async._protocol.requests import TaskCall, encode_request, task_params
+from tests.support.wire import any_json, sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
