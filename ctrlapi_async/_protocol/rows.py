@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Generic, TypeVar
 import msgspec
 from attrs import define, field
 
-from ctrlapi_async._errors import ReplyError
+from ctrlapi_async._errors import ReplyError, bounded
 from ctrlapi_async._models import MAX_ID
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ class Entry(msgspec.Struct, Generic[T]):
 
 
 def joined(texts: Iterable[str | None]) -> str | None:
-    """Return error texts as one, or None if none of them says anything."""
-    return "; ".join(filter(None, texts)) or None
+    """Return error texts as one that is bounded, or None if none of them says anything."""
+    return bounded("; ".join(filter(None, texts))) or None
 
 
 def excerpt(body: bytes, at: int = 0) -> str:

@@ -153,6 +153,15 @@ def test_the_error_texts_of_a_row_become_one(texts: dict[str, Any], error: str |
     ]
 
 
+@pytest.mark.parametrize("told", [{"error": "x" * 10**6}, {"errors": ["x" * 1000] * 1000}])
+@pytest.mark.parametrize("odd", [[], [5]], ids=["sound", "odd"])
+def test_the_texts_of_a_server_are_bounded(told: dict[str, Any], odd: list[Any]) -> None:
+    rows = read(reply(entry({"task_id": 1, **told}, *odd, errors=["x" * 10**6])))
+    assert rows.rows[0].error is not None
+    assert rows.words is not None
+    assert len(rows.rows[0].error) == len(rows.words) == MAX_TEXT
+
+
 @pytest.mark.usefixtures("only_strict")
 def test_an_empty_status_is_none() -> None:
     assert members(read(reply(entry(row(1, "", error="no"))))) == [(1, None, None, "no")]
