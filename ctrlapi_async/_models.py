@@ -62,6 +62,10 @@ class StopResult(StrEnum):
     """A stop may have been sent, but neither its reply nor a later check tells."""
 
 
+UNANSWERED: Final = (StopResult.NOT_SENT, StopResult.UNCONFIRMED, StopResult.STILL_RUNNING)
+"""The results of tasks for which a report is incomplete."""
+
+
 class AllActive(Enum):
     """The type of `ALL_ACTIVE`."""
 
@@ -93,24 +97,20 @@ def parse_status(text: str | None) -> TaskStatus | str | None:
 
 
 class LazyMapping(Mapping[str, Any]):
-    """A read-only mapping that is parsed from bytes on first access.
+    """A read-only mapping that is made on first access.
 
     Args:
-        source: The members, or the bytes that hold them.
-        parse: A module-level function that turns the bytes into the members.
+        source: The members, or a function without arguments that returns them.
     """
 
-    __slots__ = ("_parse", "_source")
+    __slots__ = ("_source",)
 
-    def __init__(
-        self, source: bytes | Mapping[str, Any], parse: Callable[[bytes], Mapping[str, Any]]
-    ) -> None:
+    def __init__(self, source: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
         self._source = source
-        self._parse = parse
 
     def _members(self) -> Mapping[str, Any]:
-        if isinstance(self._source, bytes):
-            self._source = self._parse(self._source)
+        if not isinstance(self._source, Mapping):
+            self._source = self._source()
         return self._source
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - any JSON
@@ -128,7 +128,7 @@ class LazyMapping(Mapping[str, Any]):
 
 def _lazy(members: Mapping[str, Any]) -> LazyMapping:
     # A mapping proxy would be read-only too, but does not pickle.
-    return members if isinstance(members, LazyMapping) else LazyMapping(dict(members), dict)
+    return members if isinstance(members, LazyMapping) else LazyMapping(dict(members))
 
 
 @frozen

@@ -14,6 +14,7 @@ from attrs import field, frozen
 from cattrs import BaseValidationError, Converter, transform_error
 
 from ctrlapi_async._models import (
+    UNANSWERED,
     LazyMapping,
     StopOutcome,
     StopResult,
@@ -73,11 +74,11 @@ class StopReport(Mapping[int, StopOutcome]):
         for one in outcomes:
             verdict = Verdict(one.project_id, one.result, one.status, one.error, one.restarted_as)
             verdicts[one.task_id] = shared.setdefault(verdict, verdict)
-        return cls._of(verdicts, stats or StopStats())
+        return cls.over(verdicts, stats or StopStats())
 
     @classmethod
-    def _of(cls, verdicts: dict[int, Verdict], stats: StopStats) -> StopReport:
-        """Return a report over a dict that nobody else will change."""
+    def over(cls, verdicts: dict[int, Verdict], stats: StopStats) -> StopReport:
+        """Return a report over a dict that nobody else will change; internal."""
         return cls(verdicts, stats=stats)
 
     def __getitem__(self, task_id: int) -> StopOutcome:
@@ -105,7 +106,7 @@ class StopReport(Mapping[int, StopOutcome]):
     @property
     def complete(self) -> bool:
         """Whether every task has its answer: no NOT_SENT, UNCONFIRMED or STILL_RUNNING."""
-        return not any(self.counts[result] for result in _INCOMPLETE)
+        return not any(self.counts[result] for result in UNANSWERED)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StopReport):
@@ -123,7 +124,7 @@ class StopReport(Mapping[int, StopOutcome]):
                 raise ValueError(
                     f"task {task_id} is in two projects: {mine.project_id} and {theirs.project_id}"
                 )
-        return self._of({**self._verdicts, **other._verdicts}, self.stats | other.stats)
+        return self.over({**self._verdicts, **other._verdicts}, self.stats | other.stats)
 
     def __repr__(self) -> str:
         return _repr_of(self, self.counts)
@@ -147,17 +148,14 @@ class StopReport(Mapping[int, StopOutcome]):
         return _expect_unique(report, len(document.outcomes))
 
 
-_INCOMPLETE = (StopResult.NOT_SENT, StopResult.UNCONFIRMED, StopResult.STILL_RUNNING)
-
-
-@frozen(repr=False)
+@frozen(repr=False, unsafe_hash=False)
 class StatusReport(Mapping[int, TaskState]):
     """An immutable mapping of task id to `TaskState`, in the order asked for.
 
     Reports come from a session, from `of` and from `from_json`.
     """
 
-    _states: Mapping[int, TaskState] = field(factory=dict, alias="_states", hash=False)
+    _states: Mapping[int, TaskState] = field(factory=dict, alias="_states")
 
     @classmethod
     def of(cls, states: Iterable[TaskState]) -> StatusReport:
@@ -264,9 +262,9 @@ def _status(value: object, _: object) -> TaskStatus | str | None:
     return None if value is None else parse_status(_exactly(str)(value, str))
 
 
-def _list_only(structure: Callable[[Any, Any], T]) -> Callable[[object, object], T]:
-    # By default an object passes for a list, of its members' names.
-    return lambda value, kind: structure(_exactly(list)(value, kind), kind)
+def _only(kind: type, structure: Callable[[Any, Any], T]) -> Callable[[object, object], T]:
+    # By default an object passes for a list of its members' names, and a list for an object.
+    return lambda value, target: structure(_exactly(kind)(value, target), target)
 
 
 @cache
@@ -280,8 +278,9 @@ def _converter() -> Converter:
     converter.register_structure_hook_func(partial(eq, status), _status)
     converter.register_structure_hook_func(partial(eq, details), _exactly(dict))
     converter.register_unstructure_hook(LazyMapping, dict)
-    for items in (list[StopOutcome], list[TaskState]):
-        converter.register_structure_hook_func(
-            partial(eq, items), _list_only(converter.get_structure_hook(items))
-        )
+    # As a str it would have that one's hook.
+    converter.register_structure_hook(StopResult, lambda value, _: StopResult(value))
+    for kind, target in (dict, StopStats), (list, list[StopOutcome]), (list, list[TaskState]):
+        structure = _only(kind, converter.get_structure_hook(target))
+        converter.register_structure_hook_func(partial(eq, target), structure)
     return converter

@@ -6,7 +6,7 @@ and what may hold rows at other places, is read once more (`tolerant`).
 
 from __future__ import annotations
 
-import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
@@ -15,7 +15,7 @@ from ctrlapi_async._errors import CtrlApiError, HtmlReplyError, ReplyError, User
 from ctrlapi_async._models import LazyMapping
 from ctrlapi_async._protocol import tolerant
 from ctrlapi_async._protocol.error_texts import method_error
-from ctrlapi_async._protocol.rows import DetailedRow, Entry, Row, Rows, excerpt, joined
+from ctrlapi_async._protocol.rows import DetailedRow, Entry, Row, Rows, excerpt, reply_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,21 +24,22 @@ __all__ = ["DetailedRow", "Row", "Rows", "decode_result", "decode_rows", "detail
 
 T = TypeVar("T")
 
-_BOM: Final = b"\xef\xbb\xbf"
-_FAULTS: Final = (msgspec.DecodeError, ValueError, RecursionError)
-
 
 class _Reply(msgspec.Struct, Generic[T]):
     error: str | None = None
-    reply: list[Entry[T]] | msgspec.UnsetType = msgspec.UNSET
+    reply: list[Entry[T]] | None = None
 
 
 _ANY: Final = msgspec.json.Decoder(_Reply[Any])
 _ROWS: Final = msgspec.json.Decoder(_Reply[list[Row]])
 _RAW_ROWS: Final = msgspec.json.Decoder(_Reply[list[msgspec.Raw]])
-_DETAILED_ROW: Final = msgspec.json.Decoder(DetailedRow)
+_ROW: Final = msgspec.json.Decoder(Row)
 
-_Entries = list[Entry[Any] | ReplyError]
+_BOM: Final = b"\xef\xbb\xbf"
+_FAULTS: Final = (msgspec.DecodeError, ValueError, RecursionError)
+
+_Found = tuple[str | None, "Sequence[Entry[Any] | ReplyError] | None"]
+"""The error text of the whole request, and the entries."""
 
 
 def decode_rows(
@@ -60,30 +61,14 @@ def decode_rows(
         UserUnavailableError: The server refused the request as a whole.
     """
     body = body.removeprefix(_BOM)
-    strict = True
     try:
-        error, entries = _read_strictly(body, keep_bytes=keep_bytes)
-        if _may_hide_rows(body, entries or []):
-            strict = False
-            error, entries = tolerant.read_reply(body)
-    except _FAULTS as fault:
-        strict = False
-        error, entries = _read_tolerantly(body, fault)
-    answers: list[Rows | CtrlApiError] = []
-    for found in _answers(body, methods, first_id, error, entries):
-        if isinstance(found, CtrlApiError):
-            answers.append(found)
-            continue
-        place, entry = found
-        where = f"$.reply[{place}].result"
-        result: Any = entry.result
-        if result is None:
-            answers.append(ReplyError("`result` is null", where, excerpt(body)))
-        elif strict:
-            answers.append(Rows(result, entry.words, where))
-        else:
-            answers.append(tolerant.read_rows(result, entry.words, where, keep_bytes=keep_bytes))
-    return answers
+        found = _read_rows(body, keep_bytes=keep_bytes)
+        fault: Exception | None = None
+    except _FAULTS as error:
+        found, fault = None, error
+    if found is None:
+        found = _read_tolerantly(body, fault, rows=True, keep_bytes=keep_bytes)
+    return _answers(body, methods, first_id, *found)
 
 
 def decode_result(body: bytes, method: str, call_id: int) -> Any:  # noqa: ANN401 - any JSON
@@ -98,156 +83,150 @@ def decode_result(body: bytes, method: str, call_id: int) -> Any:  # noqa: ANN40
         CtrlApiError: The server refused the call, or the body is no reply to it.
     """
     body = body.removeprefix(_BOM)
+    found: _Found
     try:
         reply = _ANY.decode(body)
-        error, entries = reply.error, _entries_of(reply)
+        found = reply.error, reply.reply
     except _FAULTS as fault:
-        error, entries = _read_tolerantly(body, fault)
-    [found] = _answers(body, [method], call_id, error, entries)
-    if isinstance(found, CtrlApiError):
-        raise found
-    return found[1].result
+        found = _read_tolerantly(body, fault, rows=False)
+    [result] = _answers(body, [method], call_id, *found)
+    if isinstance(result, CtrlApiError):
+        raise result
+    return result
 
 
 def details_of(row: Row) -> LazyMapping:
     """Return the other members of a row, which are parsed on first access.
 
     Args:
-        row: A row that keeps its JSON.
+        row: A `DetailedRow`; any other has none.
     """
-    return LazyMapping(row.raw if isinstance(row, DetailedRow) else {}, tolerant.load_details)
+    return LazyMapping(partial(load_details, row.raw) if isinstance(row, DetailedRow) else {})
 
 
-def _entries_of(reply: _Reply[Any]) -> _Entries | None:
-    return None if reply.reply is msgspec.UNSET else [*reply.reply]
+def load_details(raw: bytes) -> dict[str, Any]:
+    """Return those members of a row's JSON that `Row` has no field for, and the chain's id."""
+    members: dict[str, Any] = tolerant.load_json(raw)
+    return {
+        name: value for name, value in members.items() if name not in ("task_id", "status", "error")
+    }
 
 
-def _read_strictly(body: bytes, *, keep_bytes: bool) -> tuple[str | None, _Entries | None]:
+def _read_rows(body: bytes, *, keep_bytes: bool) -> _Found | None:
+    """Return a sound reply with `Rows` as results; None if it may hold rows at other places.
+
+    Raises:
+        Exception: One of `_FAULTS`, if the reply is not sound.
+    """
     reply: _Reply[Any] = (_RAW_ROWS if keep_bytes else _ROWS).decode(body)
-    for entry in reply.reply or ():
-        if not entry.result:
-            continue
-        if keep_bytes:
-            entry.result = [_detailed(raw) for raw in entry.result]
-        for row in entry.result:
-            if row.error is not None or row.errors is not None:
-                row.error = joined([row.error, *(row.errors or ())])
-                row.errors = None
-    return reply.error, _entries_of(reply)
-
-
-def _detailed(raw: msgspec.Raw) -> DetailedRow:
-    row = _DETAILED_ROW.decode(raw)
-    row.raw = bytes(raw)
-    return row
-
-
-def _may_hide_rows(body: bytes, entries: _Entries) -> bool:
-    """Return whether rows may be in lists that were skipped, as members of other rows."""
     arrays = 1
-    rows = 0
-    for entry in entries:
-        if isinstance(entry, Entry):
-            arrays += isinstance(entry.result, list) + (entry.errors is not None)
-            rows += len(entry.result or ()) if isinstance(entry.result, list) else 0
+    total = 0
+    for place, entry in enumerate(reply.reply or ()):
+        arrays += entry.errors is not None
+        if entry.result is msgspec.UNSET:
+            continue
+        rows: list[Row] = (
+            [DetailedRow.of(_ROW.decode(raw), bytes(raw)) for raw in entry.result]
+            if keep_bytes
+            else entry.result
+        )
+        for row in rows:
+            if row.error is not None or row.errors is not None or not row.status:
+                row.normalize()
+        entry.result = Rows(rows, entry.words, f"$.reply[{place}].result")
+        arrays += 1
+        total += len(rows)
     at = -1
     for _ in range(arrays):
         at = body.find(b"[", at + 1)
     # Looking for one more bracket is fifty times as fast as counting the rows.
-    return body.find(b"[", at + 1) >= 0 and body.count(b'"task_id"') > rows
+    if body.find(b"[", at + 1) >= 0 and body.count(b'"task_id"') > total:
+        return None
+    return reply.error, reply.reply
 
 
-def _read_tolerantly(body: bytes, fault: Exception) -> tuple[str | None, _Entries | None]:
+def _read_tolerantly(
+    body: bytes, fault: Exception | None, *, rows: bool, keep_bytes: bool = False
+) -> _Found:
+    """Return what the second reading finds.
+
+    Raises:
+        ReplyError: The body is no reply; if it is no JSON, as the first reading saw it (`fault`).
+    """
     try:
-        return tolerant.read_reply(body)
-    except (ValueError, RecursionError):
-        raise _malformed(body, fault) from None
-
-
-def _malformed(body: bytes, fault: Exception) -> ReplyError:
-    """Return the error for a body that is no JSON."""
+        return tolerant.read_reply(body, rows=rows, keep_bytes=keep_bytes)
+    except (ValueError, RecursionError) as error:
+        fault = fault or error
     if body[:64].lstrip().startswith(b"<"):
-        return HtmlReplyError("a web page where JSON was due", "$", excerpt(body))
+        raise HtmlReplyError("a web page where JSON was due", "$", excerpt(body))
     if isinstance(fault, RecursionError):
-        return ReplyError("nested too deeply", "$", excerpt(body))
+        raise ReplyError("nested too deeply", "$", excerpt(body))
     if not body.strip():
-        return ReplyError("an empty body", "$")
-    what, _, path = str(fault).partition(" - at `")
-    at = re.search(r"\(byte (\d+)\)", what)
-    return ReplyError(what, path.rstrip("`") or "$", excerpt(body, int(at[1]) if at else 0))
+        raise ReplyError("an empty body", "$")
+    raise reply_error(fault, "$", body)
 
 
 def _answers(
-    body: bytes, methods: Sequence[str], first_id: int, error: str | None, entries: _Entries | None
-) -> list[tuple[int, Entry[Any]] | CtrlApiError]:
-    """Return for each call its entry, with the entry's place in the reply, or its error."""
-    refusal = _refusal(error, entries)
-    if refusal is not None:
-        whole = method_error(methods[0] if len(methods) == 1 else "request", refusal)
+    body: bytes,
+    methods: Sequence[str],
+    first_id: int,
+    error: str | None,
+    entries: Sequence[Entry[Any] | ReplyError] | None,
+) -> list[Any | CtrlApiError]:
+    """Return for each call its result or its error.
+
+    An entry is matched to its call by `id`, or, where it has none, by method and order.
+    """
+    only = entries[0] if entries and len(entries) == 1 else None
+    if isinstance(only, Entry) and only.id is None and only.method is None:
+        error = error or only.error
+    if error:
+        whole = method_error(methods[0] if len(methods) == 1 else "request", error)
         if isinstance(whole, UserUnavailableError):
             raise whole
-        return [method_error(method, refusal) for method in methods]
+        return [method_error(method, error) for method in methods]
     if entries is None:
         raise ReplyError("no `reply`", "$", excerpt(body))
-    found = _match(entries, methods, first_id, body)
+    calls = dict(enumerate(methods, first_id))
+    answers: dict[int, Any | CtrlApiError] = {}
+    unmatched = next((entry for entry in entries if isinstance(entry, ReplyError)), None)
+    placed = [(n, entry) for n, entry in enumerate(entries) if isinstance(entry, Entry)]
+    for place, entry in sorted(placed, key=lambda each: each[1].id is None):
+        number = entry.id
+        if number is None:
+            fitting = (n for n, method in calls.items() if entry.method in (method, None))
+            number = next((n for n in fitting if n not in answers), None)
+        if number not in calls:
+            continue
+        where = f"$.reply[{place}]"
+        if number in answers:
+            answers[number] = ReplyError(
+                f"a second entry for call {number}", f"{where}.id", excerpt(body)
+            )
+        elif entry.method not in (calls[number], None):
+            answers[number] = ReplyError(
+                f"call {number} was {calls[number]}, not {entry.method}",
+                f"{where}.method",
+                excerpt(body),
+            )
+        else:
+            answers[number] = _answer(calls[number], entry, where, body)
     return [
-        each if isinstance(each, CtrlApiError) else _checked(method, *each, body)
-        for method, each in zip(methods, found, strict=True)
+        answers[number]
+        if number in answers
+        else unmatched or ReplyError(f"no entry for a call of {method}", "$.reply", excerpt(body))
+        for number, method in calls.items()
     ]
 
 
-def _refusal(error: str | None, entries: _Entries | None) -> str | None:
-    """Return the text with which the server refused the request as a whole."""
-    if not error and entries and len(entries) == 1:
-        [entry] = entries
-        if isinstance(entry, Entry) and entry.id is None and entry.method is None:
-            return entry.error or None
-    return error or None
-
-
-def _checked(
-    method: str, place: int, entry: Entry[Any], body: bytes
-) -> tuple[int, Entry[Any]] | CtrlApiError:
+def _answer(method: str, entry: Entry[T], where: str, body: bytes) -> T | CtrlApiError:
+    """Return what an entry says of its call."""
     if entry.error:
         return method_error(method, entry.error)
-    if entry.result in (None, msgspec.UNSET) and entry.words:
+    if entry.result is not msgspec.UNSET and not isinstance(entry.result, ReplyError):
+        return entry.result
+    if entry.words is not None:
         return method_error(method, entry.words)
     if entry.result is msgspec.UNSET:
-        return ReplyError("no `result`", f"$.reply[{place}]", excerpt(body))
-    return place, entry
-
-
-def _match(
-    entries: _Entries, methods: Sequence[str], first_id: int, body: bytes
-) -> list[tuple[int, Entry[Any]] | ReplyError]:
-    """Return the entry of each call: by `id`, or where there is none by method and order."""
-    by_id: dict[int, tuple[int, Entry[Any]] | ReplyError] = {}
-    others: list[tuple[int, Entry[Any]]] = []
-    odd: ReplyError | None = None
-    for place, entry in enumerate(entries):
-        if isinstance(entry, ReplyError):
-            odd = odd or entry
-        elif entry.id is None:
-            others.append((place, entry))
-        elif entry.id in by_id:
-            by_id[entry.id] = ReplyError(
-                f"a second entry for call {entry.id}", f"$.reply[{place}].id", excerpt(body)
-            )
-        else:
-            by_id[entry.id] = place, entry
-    found: list[tuple[int, Entry[Any]] | ReplyError] = []
-    for number, method in enumerate(methods, first_id):
-        match = by_id.get(number)
-        if match is None:
-            match = next((each for each in others if each[1].method in (method, None)), None)
-            if match is not None:
-                others.remove(match)
-        elif not isinstance(match, ReplyError) and match[1].method not in (method, None):
-            match = ReplyError(
-                f"call {number} was {method}, not {match[1].method}",
-                f"$.reply[{match[0]}].method",
-                excerpt(body),
-            )
-        missing = odd or ReplyError(f"no entry for a call of {method}", "$.reply", excerpt(body))
-        found.append(match or missing)
-    return found
+        return ReplyError("no `result`", where, excerpt(body))
+    return entry.result

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Final, Generic, TypeVar
 
 import msgspec
 from attrs import define, field
 
+from ctrlapi_async._errors import ReplyError, bounded
 from ctrlapi_async._models import MAX_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from ctrlapi_async._errors import ReplyError
 
 T = TypeVar("T")
 
@@ -30,13 +30,25 @@ class Row(msgspec.Struct, gc=False):
     initial_task_id: _Id | None = None
     error: str | None = None
     errors: list[str] | None = None
-    """Only while it is read: its texts go into `error`."""
+    """Only while it is read: `normalize` moves its texts to `error`."""
+
+    def normalize(self) -> None:
+        """Move all error texts to `error`, and put None for texts that say nothing."""
+        self.status = self.status or None
+        self.error = joined([self.error, *(self.errors or ())])
+        self.errors = None
 
 
 class DetailedRow(Row, gc=False):
     """A row that keeps its JSON."""
 
     raw: bytes = b""
+
+    @classmethod
+    def of(cls, row: Row, raw: bytes) -> DetailedRow:
+        """Return a row together with its JSON."""
+        # It is not decoded as such: a server's row may have a member of the name `raw`.
+        return cls(row.task_id, row.status, row.initial_task_id, row.error, row.errors, raw)
 
 
 @define
@@ -63,7 +75,7 @@ class Entry(msgspec.Struct, Generic[T]):
 
     method: str | None = None
     id: int | None = None
-    result: T | msgspec.UnsetType | None = msgspec.UNSET
+    result: T | msgspec.UnsetType = msgspec.UNSET
     error: str | None = None
     errors: list[str] | None = None
 
@@ -74,8 +86,8 @@ class Entry(msgspec.Struct, Generic[T]):
 
 
 def joined(texts: Iterable[str | None]) -> str | None:
-    """Return error texts as one, or None if none of them says anything."""
-    return "; ".join(filter(None, texts)) or None
+    """Return error texts as one that is bounded, or None if none of them says anything."""
+    return bounded("; ".join(filter(None, texts))) or None
 
 
 def excerpt(body: bytes, at: int = 0) -> str:
@@ -83,3 +95,18 @@ def excerpt(body: bytes, at: int = 0) -> str:
     start = max(0, at - _EXCERPT // 4)
     piece = body[start : start + _EXCERPT].decode("utf-8", "replace")
     return f"{'...' * (start > 0)}{piece}{'...' * (start + _EXCERPT < len(body))}"
+
+
+def reply_error(fault: Exception, where: str = "$", body: bytes = b"") -> ReplyError:
+    """Return the error for what msgspec found wrong.
+
+    Args:
+        fault: What it raised.
+        where: The JSON path of the value that it was given.
+        body: The body, if it was given all of it.
+    """
+    what, _, path = str(fault).partition(" - at `$")
+    missing = re.fullmatch(r"Object missing required field `(\w+)`", what)
+    at = re.search(r"\(byte (\d+)\)", what)
+    where += path.rstrip("`") + (f".{missing[1]}" if missing else "")
+    return ReplyError(what, where, excerpt(body, int(at[1]) if at else 0))
