@@ -26,6 +26,8 @@ from ctrlapi_async._models import Batching, RetryPolicy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ctrlapi_async._errors import Trait
+
 MOST: Final = 32
 """Requests in flight at most."""
 SWEEP: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32)
@@ -287,21 +289,17 @@ class Simulation:
         self._probed: list[float] = []
         self._next_probe = probing or float("inf")
         self._now = 0.0
+        self._all_in_use_at = -1.0
         self._refused = 0
 
     def run(self) -> Run:
         """Return what it took."""
         while self._waiting or self._in_flight:
-            self._send()
-            may_send = self._waiting and len(self._in_flight) < self._strategy.slots
-            happens = {
-                self._resume: self._backoff.resume_at if may_send else float("inf"),
-                self._probe: self._next_probe,
-                self._answer: self._server.next_done() + self._way,
-                self._refuse: self._refusals[0][0] if self._refusals else float("inf"),
-            }
-            event = min(happens, key=happens.__getitem__)
-            self._now = happens[event]
+            event, at = self._next_event()
+            # What comes in the same moment is read before anything is sent, as an event loop does.
+            if at > self._now and self._send():
+                continue
+            self._now = at
             event()
         latencies = sorted(self._probed)
         return Run(
@@ -310,18 +308,34 @@ class Simulation:
             latencies[int(len(latencies) * 0.95)] if latencies else 0.0,
         )
 
-    def _send(self) -> None:
-        while (
-            self._waiting
-            and len(self._in_flight) < self._strategy.slots
-            and self._now >= self._backoff.resume_at
-        ):
+    def _next_event(self) -> tuple[Callable[[], None], float]:
+        paused = self._waiting and self._backoff.resume_at > self._now
+        events = {
+            self._resume: self._backoff.resume_at if paused else float("inf"),
+            self._probe: self._next_probe,
+            self._answer: self._server.next_done() + self._way,
+            self._refuse: self._refusals[0][0] if self._refusals else float("inf"),
+        }
+        event = min(events, key=events.__getitem__)
+        return event, max(self._now, events[event])
+
+    def _send(self) -> bool:
+        """Send what may be sent, and return whether that was anything."""
+        if self._now < self._backoff.resume_at:
+            return False
+        sent = False
+        while self._waiting and len(self._in_flight) < self._strategy.slots:
             key = next(self._keys)
             size, cost = self._waiting.popleft()
             # Requests of the same moment leave one after the other.
-            self._in_flight[key] = self._now + key * 1e-9, size, cost
+            sent_at = self._now + key * 1e-9
+            self._in_flight[key] = sent_at, size, cost
+            if len(self._in_flight) >= self._strategy.slots:
+                self._all_in_use_at = sent_at
             if not self._server.arrive(self._now + self._way, cost, key):
                 heapq.heappush(self._refusals, (self._now + 2 * self._way, key))
+            sent = True
+        return sent
 
     def _resume(self) -> None:
         """Go on after a pause."""
@@ -329,7 +343,7 @@ class Simulation:
     def _probe(self) -> None:
         self._next_probe += self._probing
         key = next(self._keys)
-        if self._server.arrive(self._now + self._way, 0, key):
+        if self._server.arrive(self._now + self._way, 1 - REQUEST_COST, key):  # as much as one id
             self._probes[key] = self._now
 
     def _answer(self) -> None:
@@ -337,19 +351,22 @@ class Simulation:
         if key in self._probes:
             self._probed.append(self._now - self._probes.pop(key))
             return
-        taken = len(self._in_flight)
         sent_at, size, _ = self._in_flight.pop(key)
-        self._strategy.finished(Finished(sent_at, self._now, size, None, taken))
+        self._finished(sent_at, size, None)
         self._backoff.succeeded()
 
     def _refuse(self) -> None:
         _, key = heapq.heappop(self._refusals)
-        taken = len(self._in_flight)
         sent_at, size, cost = self._in_flight.pop(key)
         self._refused += 1
         self._waiting.appendleft((size, cost))
-        self._strategy.finished(Finished(sent_at, self._now, size, _BUSY, taken))
+        self._finished(sent_at, size, _BUSY)
         self._backoff.refused(sent_at, self._now, None)
+
+    def _finished(self, sent_at: float, size: int, traits: Trait | None) -> None:
+        all_in_use = self._all_in_use_at >= sent_at
+        alone = not self._in_flight
+        self._strategy.finished(Finished(sent_at, self._now, size, traits, all_in_use, alone))
 
 
 SERVERS: Final[tuple[tuple[str, Callable[[float], Server]], ...]] = (

@@ -62,7 +62,7 @@ class AdaptiveConcurrency(FixedConcurrency):
             self._begin_round(None)
         else:
             super().finished(request)
-        self._from_idle = self._from_idle or request.in_flight <= 1
+        self._from_idle = self._from_idle or request.alone
 
     def _begin_round(self, now: float | None) -> None:
         self._began = now
@@ -70,7 +70,7 @@ class AdaptiveConcurrency(FixedConcurrency):
         self._times: list[tuple[float, float]] = []
 
     def _measure(self, request: Finished) -> None:
-        if request.in_flight < self.slots:
+        if not request.all_in_use:
             self._begin_round(None)  # what counts is what all slots bring together
             return
         began = self._began

@@ -18,14 +18,16 @@ class Finished(NamedTuple):
         now: When that became known.
         size: The task ids in it.
         traits: What its error means; None after a good reply.
-        in_flight: Slots in use, this request's included.
+        all_in_use: Whether all slots were in use at some time since it was sent.
+        alone: Whether no other request is in flight.
     """
 
     sent_at: float
     now: float
     size: int
     traits: Trait | None
-    in_flight: int
+    all_in_use: bool
+    alone: bool
 
 
 class FixedConcurrency:
