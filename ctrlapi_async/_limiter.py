@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ctrlapi_async._adaptive import AdaptiveConcurrency
@@ -185,7 +186,8 @@ class ConcurrencyLimiter:
             if waiter.done() and not waiter.cancelled():
                 self.release()  # given out and cancelled in the same turn of the loop
             else:
-                self._waiters.remove(waiter)
+                with suppress(ValueError):  # passed over already
+                    self._waiters.remove(waiter)
                 self._give_out()
             raise
 

@@ -111,6 +111,10 @@ class StopPlan:
         """
         self._recovery.projects.add(project_id)
         new = self._outcomes.admit(project_id, task_ids)
+        if self.done:  # they were read already when the run was ended
+            why = None if self.fatal_error is None else text_of(self.fatal_error)
+            self._outcomes.settle(project_id, new, StopResult.NOT_SENT, None, why)
+            return
         waiting = self._schedule.unchecked if self._options.check else self._schedule.running
         waiting.add(project_id, new, now)
 
