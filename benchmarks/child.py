@@ -112,36 +112,39 @@ class _Steps:
     """The longest steps of the event loop: calls of one callback, or of a task until it waits."""
 
     def __init__(self) -> None:
-        self.figures = {"cpu": 0.0, "wall": 0.0, "collector": 0.0, "gap": 0.0}
+        self.figures = {"cpu": 0.0, "without collector": 0.0, "wall": 0.0, "gap": 0.0}
         self._collecting = 0.0
+        """Seconds that the garbage collector took in this step; while it runs, less its start."""
 
     def watch(self) -> None:
-        """Time each step from now on, and each full stop of the garbage collector."""
-        run, figures = asyncio.Handle._run, self.figures  # noqa: SLF001
+        """Time each step from now on."""
+        run = asyncio.Handle._run  # noqa: SLF001
 
         def timed(handle: asyncio.Handle) -> None:
+            self._collecting = 0.0
             wall, cpu = time.perf_counter(), time.thread_time()
             run(handle)
-            figures["cpu"] = max(figures["cpu"], time.thread_time() - cpu)
-            figures["wall"] = max(figures["wall"], time.perf_counter() - wall)
+            cpu = time.thread_time() - cpu
+            self._longer("cpu", cpu)
+            self._longer("without collector", cpu - self._collecting)
+            self._longer("wall", time.perf_counter() - wall)
 
         setattr(asyncio.Handle, "_run", timed)  # noqa: B010 - no method may be assigned to
         gc.callbacks.append(self._collect)
 
+    def _longer(self, name: str, seconds: float) -> None:
+        self.figures[name] = max(self.figures[name], seconds)
+
     def _collect(self, phase: str, _: object) -> None:
-        if phase == "start":
-            self._collecting = time.thread_time()
-        else:
-            seconds = time.thread_time() - self._collecting
-            self.figures["collector"] = max(self.figures["collector"], seconds)
+        now = time.thread_time()
+        self._collecting += -now if phase == "start" else now
 
     async def tick(self) -> None:
         """Measure the longest gap between the turns of a task that would run each millisecond."""
         while True:
             before = time.perf_counter()
             await asyncio.sleep(0.001)
-            gap = time.perf_counter() - before - 0.001
-            self.figures["gap"] = max(self.figures["gap"], gap)
+            self._longer("gap", time.perf_counter() - before - 0.001)
 
 
 async def steps(url: str, client: str, count: int) -> dict[str, float]:
