@@ -214,7 +214,7 @@ def _read_usual(rows: list[Row], asked: list[int]) -> Findings | None:
 def _group(findings: Findings, statuses: dict[str, list[int]]) -> None:
     """Group tasks by status, however it is spelled."""
     for text, task_ids in statuses.items():
-        status = parse_status(text)
+        status = parse_status(text) or text
         if status in findings.by_status:
             findings.by_status[status] += task_ids
         elif task_ids:
