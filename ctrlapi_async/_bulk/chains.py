@@ -9,6 +9,7 @@ with as chains; any other task stands for itself.
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
@@ -37,7 +38,7 @@ class ChainFinding:
     rows: dict[int, Row]
     asked: list[int] = field(factory=list)
 
-    @property
+    @cached_property
     def current(self) -> Row:
         """The row of the live task, else of the newest."""
         return max(self.rows.values(), key=_liveness)
@@ -193,17 +194,17 @@ def _read_usual(rows: list[Row], asked: list[int]) -> Findings | None:
             restarts.append(row)
     if list(by_task) != asked or len(asked) + len(restarts) != len(rows) or None in statuses:
         return None
+    restarted_as = {row.task_id for row in restarts}
+    if len(restarted_as) < len(restarts) or not restarted_as.isdisjoint(by_task):
+        return None
     chains: dict[int, ChainFinding] = {}
     for row in restarts:
         initial_id = _initial(row)
         first = by_task.get(initial_id)
-        if first is None or row.status is None or row.task_id in by_task:
+        if first is None or row.status is None:
             return None
-        chain = chains.setdefault(
-            initial_id, ChainFinding(initial_id, {initial_id: first}, [initial_id])
-        )
-        if chain.rows.setdefault(row.task_id, row) is not row:
-            return None
+        finding = ChainFinding(initial_id, {initial_id: first}, [initial_id])
+        chains.setdefault(initial_id, finding).rows[row.task_id] = row
     for text in {by_task[initial_id].status for initial_id in chains}:
         statuses[text] = [task_id for task_id in statuses[text] if task_id not in chains]
     findings = Findings(chains=list(chains.values()))
