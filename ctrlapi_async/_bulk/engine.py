@@ -93,7 +93,7 @@ class Engine:
             return  # called by a sender that an eager task factory started in the loop below
         self._advancing = True
         try:
-            while self._without_job < self._ready() and self._senders < self._limiter.slots:
+            while self._senders < self._limiter.slots and self._without_job < self._ready():
                 self._senders += 1
                 self._without_job += 1
                 self.spawn(self._send_one())
