@@ -162,8 +162,7 @@ class _RowReader:
                 else:
                     self._found.unreadable.append(odd)
                 return None
-        if row.error is not None or row.errors is not None:
-            row.join_errors()
+        row.normalize()
         return DetailedRow.of(row, msgspec.json.encode(item)) if self._keep_bytes else row
 
 
