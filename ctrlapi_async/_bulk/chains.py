@@ -8,7 +8,9 @@ with as chains; any other task stands for itself.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
@@ -36,7 +38,7 @@ class ChainFinding:
     rows: dict[int, Row]
     asked: list[int] = field(factory=list)
 
-    @property
+    @cached_property
     def current(self) -> Row:
         """The row of the live task, else of the newest."""
         return max(self.rows.values(), key=_liveness)
@@ -154,11 +156,10 @@ def read_statuses(answer: Rows, asked: list[int] | None) -> Findings:
         asked: The tasks asked about; None for all that the server names, of each chain its
             current task.
     """
+    if asked is not None and (usual := _read_usual(answer.rows, asked)) is not None:
+        return usual
     findings = Findings()
-    rows = answer.rows
-    if asked is not None and len(rows) == len(asked) and _say_it_in_order(rows, asked, findings):
-        return findings
-    by_task = _by_task(rows)
+    by_task = _by_task(answer.rows)
     members = _chain_members(by_task)
     chains = {initial_id: ChainFinding(initial_id, of) for initial_id, of in members.items()}
     if asked is None:
@@ -181,28 +182,49 @@ def read_statuses(answer: Rows, asked: list[int] | None) -> Findings:
     return findings
 
 
-def _say_it_in_order(rows: list[Row], asked: list[int], findings: Findings) -> bool:
-    """Read the usual reply: a status of each task asked about, in order, and no chains."""
-    statuses: dict[str, list[int]] = {}
-    for task_id, row in zip(asked, rows, strict=True):
-        status = row.status
-        if row.task_id != task_id or status is None or row.initial_task_id not in (None, task_id):
-            return False
-        try:
-            statuses[status].append(task_id)
-        except KeyError:
-            statuses[status] = [task_id]
+def _read_usual(rows: list[Row], asked: list[int]) -> Findings | None:
+    """Read a reply of the usual form in one pass; return None if it has another.
+
+    Usual is: a row with a status for each task asked about, in order, and restarts of some.
+    """
+    by_task: dict[int, Row] = {}
+    restarts: list[Row] = []
+    statuses: defaultdict[Any, list[int]] = defaultdict(list)
+    for row in rows:
+        task_id = row.task_id
+        initial_id = row.initial_task_id
+        if initial_id is None or initial_id == task_id:
+            by_task[task_id] = row
+            statuses[row.status].append(task_id)
+        else:
+            restarts.append(row)
+    if list(by_task) != asked or len(asked) + len(restarts) != len(rows) or None in statuses:
+        return None
+    restarted_as = {row.task_id for row in restarts}
+    if len(restarted_as) < len(restarts) or not restarted_as.isdisjoint(by_task):
+        return None
+    chains: dict[int, ChainFinding] = {}
+    for row in restarts:
+        initial_id = _initial(row)
+        first = by_task.get(initial_id)
+        if first is None or row.status is None:
+            return None
+        finding = ChainFinding(initial_id, {initial_id: first}, [initial_id])
+        chains.setdefault(initial_id, finding).rows[row.task_id] = row
+    for text in {by_task[initial_id].status for initial_id in chains}:
+        statuses[text] = [task_id for task_id in statuses[text] if task_id not in chains]
+    findings = Findings(chains=list(chains.values()))
     _group(findings, statuses)
-    return True
+    return findings
 
 
 def _group(findings: Findings, statuses: dict[str, list[int]]) -> None:
     """Group tasks by status, however it is spelled."""
     for text, task_ids in statuses.items():
-        status = parse_status(text)
+        status = parse_status(text) or text
         if status in findings.by_status:
             findings.by_status[status] += task_ids
-        else:
+        elif task_ids:
             findings.by_status[status] = task_ids
 
 

@@ -6,8 +6,6 @@ from collections import Counter, deque
 from itertools import repeat
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-from attrs import evolve
-
 from ctrlapi_async._bulk.chains import ChainTable
 from ctrlapi_async._models import StopResult, TaskStatus
 from ctrlapi_async._reports import Verdict
@@ -211,7 +209,7 @@ class Outcomes:
         """Give tasks the outcome of their chain."""
         verdict = cast("Verdict", chain.verdict)
         for group, restarted_as in _by_restart(chain.target, task_ids):
-            self.store.settle(group, evolve(verdict, restarted_as=restarted_as))
+            self.store.settle(group, verdict.of_restart(restarted_as))
 
     def _shared(
         self,
@@ -227,7 +225,7 @@ class Outcomes:
         yield plain, verdict
         for chain in chains:
             for group, restarted_as in _by_restart(chain.target, chain.asked):
-                yield group, evolve(verdict, restarted_as=restarted_as)
+                yield group, verdict.of_restart(restarted_as)
 
     def _verdict(
         self,

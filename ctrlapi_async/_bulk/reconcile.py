@@ -132,12 +132,12 @@ class Reconciler:
         """
         if job.kind is JobKind.STOP:
             return self._receive_stop(job, call, answer, now)
-        listing = isinstance(call.task_ids, AllActive)
-        found = read_statuses(answer, None if listing else call.task_ids)
+        asked = None if isinstance(call.task_ids, AllActive) else call.task_ids
+        found = read_statuses(answer, asked)
         self._warn_of(found.unknown_statuses - self._unknown_statuses)
         if self._on_row is not None:
             self._hand_rows_on(answer, found)
-        if listing:
+        if asked is None:
             self._admit_listed(call.project_id, found)
         for task_ids in found.by_status.values():
             self.known_tasks[call.project_id] = task_ids[-1]
@@ -177,10 +177,9 @@ class Reconciler:
         elif status is TaskStatus.RUNNING and self._options.dry_run:
             outcomes.settle(project_id, task_ids, StopResult.WOULD_STOP, status)
         elif status is TaskStatus.RUNNING:
-            exhausted = [n for n in task_ids if self._refusals[n] >= EXPLAIN_ROUNDS]
-            if exhausted:
+            if exhausted := self._exhausted(task_ids):
                 outcomes.settle_known(project_id, exhausted, None, None)
-                task_ids = [n for n in task_ids if self._refusals[n] < EXPLAIN_ROUNDS]
+                task_ids = [n for n in task_ids if n not in exhausted]
             schedule.running.add(project_id, task_ids, now)
         elif self.waiting_pending and _is_pending(status):
             outcomes.mark(project_id, task_ids, StopResult.NOT_RUNNING, status)
@@ -190,6 +189,13 @@ class Reconciler:
             result = StopResult.UNAVAILABLE if explained else StopResult.NOT_RUNNING
             error = STOPPING_UNAVAILABLE if explained else None
             outcomes.settle(project_id, task_ids, result, status, error, restarted_as)
+
+    def _exhausted(self, task_ids: list[int]) -> list[int]:
+        """Return the tasks that the server has refused to stop too often."""
+        refusals = self._refusals
+        if not refusals:
+            return []
+        return [n for n in task_ids if n in refusals and refusals[n] >= EXPLAIN_ROUNDS]
 
     def _place_stopped(
         self, project_id: int, task_ids: list[int], status: TaskStatus | str, now: float
@@ -323,8 +329,12 @@ class Reconciler:
 
     def _receive_stop(self, job: Job, call: TaskCall, answer: Rows, now: float) -> list[int]:
         project_id, asked = call.project_id, listed_ids(call)
+        sent = [r.task_id for r in answer.rows if r.status == STOP_SENT and r.error is None]
+        if sent == asked and len(answer.rows) == len(asked):  # the usual reply
+            self._receive_sent(project_id, sent, now)
+            return []
+        sent = []
         rows, unclear = stopped_tasks(answer, asked)
-        sent: list[int] = []
         refused: list[int] = []
         for task_id in asked:
             row = rows.get(task_id)
