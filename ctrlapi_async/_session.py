@@ -540,7 +540,11 @@ def _options(  # noqa: PLR0917 - the same for four methods
 
 def _state(row: Row, restarted_as: TaskState | None = None) -> TaskState:
     return TaskState(
-        row.task_id, parse_status(row.status), row.error, restarted_as, details_of(cast("DetailedRow", row))
+        row.task_id,
+        parse_status(row.status),
+        row.error,
+        restarted_as,
+        details_of(cast("DetailedRow", row)),
     )
 
 

@@ -68,7 +68,9 @@ class _Batch:
                 continue
             if isinstance(error, Exception):
                 causes = error.exceptions if isinstance(error, StopIncompleteError) else [error]
-                nothing = StopOutcome(task_id, project_id, StopResult.NOT_SENT, None, text_of(error))
+                nothing = StopOutcome(
+                    task_id, project_id, StopResult.NOT_SENT, None, text_of(error)
+                )
                 outcome = report.get(task_id, nothing)
                 self.answer(task_id, _incomplete(outcome, causes, report.stats))
             else:

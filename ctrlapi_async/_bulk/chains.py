@@ -62,12 +62,6 @@ class Findings:
     missing: list[int] = field(factory=list)
     unreadable: list[tuple[list[int], ReplyError]] = field(factory=list)
 
-    @property
-    def unknown_statuses(self) -> set[str]:
-        """The statuses that are none of the documented ones."""
-        found = {*self.by_status, *(parse_status(one.current.status) for one in self.chains)}
-        return {status for status in found if status and not isinstance(status, TaskStatus)}
-
 
 @define(eq=False)
 class Chain:

@@ -72,11 +72,9 @@ class StopPlan:
         self._deadline = began + (math.inf if options.timeout is None else options.timeout)
         self._began = began
         self._causes = Causes()
-        self._outcomes = Outcomes(collect=options.collect)
+        self._outcomes = Outcomes(collect=options.collect, unknown_statuses=unknown_statuses)
         self._schedule = schedule = Schedule(streaming=streaming)
-        self._reconciler = Reconciler(
-            self._outcomes, schedule, options, self._causes.note, on_row, unknown_statuses
-        )
+        self._reconciler = Reconciler(self._outcomes, schedule, options, self._causes.note, on_row)
         self._denials = Denials(schedule, self._reconciler)
         self._recovery = Recovery(
             schedule,

@@ -12,7 +12,6 @@ Where a chain has gone on with another task, that task is dealt with as a checke
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
@@ -41,11 +40,6 @@ NO_ROW: Final = "the reply holds no row for it"
 
 EXPLAIN_ROUNDS: Final = 3
 """How often a task is asked about after the server refused to stop it."""
-
-MAX_WARNINGS: Final = 100
-"""Unknown statuses that are warned about."""
-
-logger = logging.getLogger("ctrlapi_async")
 
 _WITHOUT_STOP: Final = (StopResult.NOT_RUNNING, StopResult.NOT_FOUND, StopResult.NOT_SENT)
 
@@ -85,7 +79,6 @@ class Reconciler:
         options: What the caller asked for.
         note: Keeps an error for the end of the run.
         on_row: Called with each task that was checked, its row and its chain's current row.
-        unknown_statuses: Statuses that were warned about already.
     """
 
     def __init__(
@@ -95,7 +88,6 @@ class Reconciler:
         options: RunOptions,
         note: Callable[[Exception], None],
         on_row: OnRow | None = None,
-        unknown_statuses: set[str] | None = None,
     ) -> None:
         self.waiting_pending = options.wait_pending is not None
         """Whether pending tasks are asked about again."""
@@ -109,7 +101,6 @@ class Reconciler:
         self.note = note
         """Keeps an error for the end of the run."""
         self._on_row = on_row
-        self._unknown_statuses = set() if unknown_statuses is None else unknown_statuses
         self._refusals: Counter[int] = Counter()
 
     @property
@@ -134,7 +125,6 @@ class Reconciler:
             return self._receive_stop(job, call, answer, now)
         asked = None if isinstance(call.task_ids, AllActive) else call.task_ids
         found = read_statuses(answer, asked)
-        self._warn_of(found.unknown_statuses - self._unknown_statuses)
         if self._on_row is not None:
             self._hand_rows_on(answer, found)
         if asked is None:
@@ -154,12 +144,6 @@ class Reconciler:
         return []
 
     # --- TaskStatus ---------------------------------------------------------------------------
-
-    def _warn_of(self, unknown_statuses: set[str]) -> None:
-        for status in unknown_statuses:
-            if len(self._unknown_statuses) < MAX_WARNINGS:
-                self._unknown_statuses.add(status)
-                logger.warning("unknown status %.100r: taken for not Running", status)
 
     def _place(
         self,
