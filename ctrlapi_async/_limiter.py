@@ -125,6 +125,8 @@ class ConcurrencyLimiter:
         max_concurrency: Requests in flight at most.
         start_concurrency: Requests in flight at first, if the number shall adapt; None: fixed.
         wait_bound: Returns the bound in seconds of the pause at a level of backoff, from 1.
+        longest_wait: Seconds that a server may ask for; whoever is told to wait for longer gives
+            up, and the others do not wait.
         random: Returns a number from 0 to 1.
     """
 
@@ -134,6 +136,7 @@ class ConcurrencyLimiter:
         start_concurrency: int | None = None,
         *,
         wait_bound: Callable[[int], float],
+        longest_wait: float = float("inf"),
         random: Callable[[], float],
     ) -> None:
         self._strategy: Strategy = (
@@ -142,6 +145,7 @@ class ConcurrencyLimiter:
             else AdaptiveConcurrency(start_concurrency, max_concurrency)
         )
         self._backoff = Backoff(wait_bound, random)
+        self._longest_wait = longest_wait
         self._ceiling = IdCeiling()
         self._taken = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
@@ -215,6 +219,8 @@ class ConcurrencyLimiter:
             self._ceiling.succeeded(size)
         elif Trait.SLOW_DOWN in traits:
             retry_after = error.retry_after if isinstance(error, HttpError) else None
+            if retry_after is not None and retry_after > self._longest_wait:
+                retry_after = None
             before = self.resume_at
             self._backoff.refused(sent_at, now, retry_after)
             if self.resume_at > before:
