@@ -18,14 +18,14 @@ class Finished(NamedTuple):
         now: When that became known.
         size: The task ids in it.
         traits: What its error means; None after a good reply.
-        all_in_use: Whether every slot was taken, this request's included.
+        in_flight: Slots in use, this request's included.
     """
 
     sent_at: float
     now: float
     size: int
     traits: Trait | None
-    all_in_use: bool
+    in_flight: int
 
 
 class FixedConcurrency:

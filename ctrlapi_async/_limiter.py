@@ -212,8 +212,7 @@ class ConcurrencyLimiter:
             error: What it met; None after a good reply.
         """
         traits = None if error is None else traits_of(error)
-        all_in_use = self._taken >= self._strategy.slots
-        self._strategy.finished(Finished(sent_at, now, size, traits, all_in_use))
+        self._strategy.finished(Finished(sent_at, now, size, traits, self._taken))
         if traits is None:
             self._backoff.succeeded()
             self._ceiling.succeeded(size)
