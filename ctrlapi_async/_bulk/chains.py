@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ctrlapi_async._protocol.replies import Row, Rows
     from ctrlapi_async._reports import Verdict
 
+NO_STATUS: Final = "its row has neither a status nor an error"
+
 
 @define
 class ChainFinding:
@@ -199,7 +201,7 @@ def read_statuses(answer: Rows, asked: list[int] | None) -> Findings:
         elif row.status is not None:
             statuses.setdefault(row.status, []).append(task_id)
         else:
-            findings.refused.setdefault(row.error or "", []).append(task_id)
+            findings.refused.setdefault(row.error or NO_STATUS, []).append(task_id)
     _group(findings, statuses)
     findings.chains = [chain for chain in chains.values() if chain.asked]
     return findings

@@ -187,7 +187,12 @@ class Outcomes:
             self.join_closed(chain, asked)
 
     def settle_known(
-        self, project_id: int, task_ids: list[int], result: StopResult | None, error: str | None
+        self,
+        project_id: int,
+        task_ids: list[int],
+        result: StopResult | None,
+        error: str | None,
+        seen: TaskStatus | None = None,
     ) -> None:
         """Give tasks a final outcome with the status that they were last seen with.
 
@@ -196,6 +201,7 @@ class Outcomes:
             task_ids: The tasks.
             result: The result; None for the one that was noted.
             error: The error's text; None for the one that was noted.
+            seen: The status, if none was noted.
         """
         groups: dict[Verdict, list[int]] = {}
         verdicts = self.store.verdicts
@@ -209,7 +215,7 @@ class Outcomes:
                 project_id,
                 members,
                 result or known.result,
-                known.status,
+                known.status or seen,
                 error or known.error,
             )
 

@@ -307,7 +307,8 @@ class Reconciler:
         elif job.lost is not None:
             self.settle_lost(job.lost, project_id, task_ids, f"when checked: {text}")
         else:
-            outcomes.settle_known(project_id, task_ids, StopResult.NOT_FOUND, text)
+            seen = self.seen if job.kind is JobKind.STOP else None
+            outcomes.settle_known(project_id, task_ids, StopResult.NOT_FOUND, text, seen)
 
     # --- TaskStop -----------------------------------------------------------------------------
 
@@ -378,6 +379,7 @@ class Reconciler:
                     groups.setdefault(_status(own), []).append(task_id)
         for status, task_ids in groups.items():
             if status is TaskStatus.RUNNING:
+                self._outcomes.mark(project_id, task_ids, StopResult.UNCONFIRMED, status)
                 again += task_ids
             else:
                 canceled = status is TaskStatus.CANCELED
@@ -390,8 +392,10 @@ class Reconciler:
     def settle_lost(self, lost: Exception, project_id: int, task_ids: list[int], text: str) -> None:
         """Settle tasks whose stop was lost and of which nothing more can be learnt."""
         self.note(lost)
+        cause = text_of(lost)
+        text = cause if text == cause else f"{cause}; {text}"
         self._outcomes.settle_known(
-            project_id, task_ids, StopResult.UNCONFIRMED, f"{text_of(lost)}; {text}"
+            project_id, task_ids, StopResult.UNCONFIRMED, text, self.seen
         )
 
     def give_up(self, job: Job, project_id: int, task_ids: list[int], error: Exception) -> None:
