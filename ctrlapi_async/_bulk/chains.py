@@ -9,7 +9,6 @@ with as chains; any other task stands for itself.
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
@@ -38,7 +37,7 @@ class ChainFinding:
     rows: dict[int, Row]
     asked: list[int] = field(factory=list)
 
-    @cached_property
+    @property
     def current(self) -> Row:
         """The row of the live task, else of the newest."""
         return max(self.rows.values(), key=_liveness)
