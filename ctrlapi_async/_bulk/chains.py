@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from ctrlapi_async._models import TaskStatus, parse_status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from ctrlapi_async._errors import ReplyError
     from ctrlapi_async._protocol.replies import Row, Rows
@@ -139,6 +139,35 @@ class ChainTable:
         if self._keep is not None and len(self._by_initial) - len(self._open) > self._keep:
             oldest = next(key for key, one in self._by_initial.items() if one.verdict is not None)
             del self._by_initial[oldest]
+
+
+def parts_of(answer: Rows, size: int) -> Iterator[Rows | None]:
+    """Yield a large answer in parts, with the rows of each restart chain in one of them.
+
+    Args:
+        answer: The answer; its rows are taken out.
+        size: Rows a part, more or less.
+
+    Yields:
+        A part, or None where nothing but time has passed.
+    """
+    restarts: dict[int, list[Row]] = {}
+    parts: list[list[Row]] = []
+    for start in range(0, len(answer.rows), size):
+        part: list[Row] = []
+        for row in answer.rows[start : start + size]:
+            if row.initial_task_id in (None, row.task_id):
+                part.append(row)
+            else:
+                restarts.setdefault(_initial(row), []).append(row)
+        parts.append(part)
+        yield None
+    answer.rows = []
+    for part in parts:
+        chained = [restarts.pop(row.task_id) for row in part if row.task_id in restarts]
+        yield evolve(answer, rows=part + [row for rows in chained for row in rows])
+    for rows in restarts.values():
+        yield evolve(answer, rows=rows)
 
 
 def read_statuses(answer: Rows, asked: list[int] | None) -> Findings:

@@ -67,7 +67,7 @@ def _waiter() -> _Waiter:
     trio: Any = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_task():
         return _trio_waiter(trio)
-    loop = asyncio.get_running_loop()
+    loop, thread = asyncio.get_running_loop(), threading.get_ident()
     changed: asyncio.Future[None] = loop.create_future()
 
     def resolve() -> None:
@@ -76,7 +76,10 @@ def _waiter() -> _Waiter:
 
     def wake() -> None:
         with suppress(RuntimeError):  # its loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(resolve)
+            if threading.get_ident() == thread:
+                resolve()
+            else:
+                loop.call_soon_threadsafe(resolve)
 
     return wake, lambda: changed
 
