@@ -9,7 +9,7 @@ with as chains; any other task stands for itself.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, evolve, field
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ctrlapi_async._errors import ReplyError
     from ctrlapi_async._protocol.replies import Row, Rows
     from ctrlapi_async._reports import Verdict
+
+_LIVENESS: Final = {TaskStatus.RUNNING: 2, TaskStatus.SCHEDULED: 1, TaskStatus.EXPLORE: 1}
+"""How much a task is alive, by its status; 0 for all others."""
 
 
 @define
@@ -290,11 +293,7 @@ def _chain_members(by_task: dict[int, Row]) -> dict[int, dict[int, Row]]:
 
 
 def _liveness(row: Row) -> tuple[int, int]:
-    status = parse_status(row.status)
-    if status is TaskStatus.RUNNING:
-        return 2, row.task_id
-    pending = isinstance(status, TaskStatus) and status.pending
-    return int(pending), row.task_id
+    return _LIVENESS.get(parse_status(row.status), 0), row.task_id
 
 
 def stopped_tasks(answer: Rows, asked: list[int]) -> tuple[dict[int, Row], list[int]]:
