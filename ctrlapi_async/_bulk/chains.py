@@ -9,8 +9,7 @@ with as chains; any other task stands for itself.
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, evolve, field
 
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from ctrlapi_async._reports import Verdict
 
 NO_STATUS: Final = "its row has neither a status nor an error"
+
+_LIVENESS: Final = {TaskStatus.RUNNING: 2, TaskStatus.SCHEDULED: 1, TaskStatus.EXPLORE: 1}
+"""How much a task is alive, by its status; 0 for all others."""
 
 
 @define
@@ -40,7 +42,7 @@ class ChainFinding:
     rows: dict[int, Row]
     asked: list[int] = field(factory=list)
 
-    @cached_property
+    @property
     def current(self) -> Row:
         """The row of the live task, else of the newest."""
         return max(self.rows.values(), key=_liveness)
@@ -293,11 +295,7 @@ def _chain_members(by_task: dict[int, Row]) -> dict[int, dict[int, Row]]:
 
 
 def _liveness(row: Row) -> tuple[int, int]:
-    status = parse_status(row.status)
-    if status is TaskStatus.RUNNING:
-        return 2, row.task_id
-    pending = isinstance(status, TaskStatus) and status.pending
-    return int(pending), row.task_id
+    return _LIVENESS.get(parse_status(row.status), 0), row.task_id
 
 
 def stopped_tasks(answer: Rows, asked: list[int]) -> tuple[dict[int, Row], list[int]]:
