@@ -168,7 +168,7 @@ class Recovery:
         else:
             self._schedule.back_off(verify, now + self._pause(job.attempt, error))
 
-    def stop_again(self, job: Job) -> None:
+    def stop_again(self, job: Job, now: float) -> None:
         """Send the stop again of tasks that a lost stop did not stop."""
         lost = cast("CtrlApiError", job.lost)
         stop = evolve(cast("Job", job.stop).part(job.calls), lost=lost)
@@ -180,6 +180,11 @@ class Recovery:
             and self._may_be_spoiled(stop, lost)
         ):
             self._halve(stop, lost)
+        elif Trait.SLOW_DOWN in traits_of(lost):
+            # Right after the check it would be one request too many again.
+            self._schedule.back_off(
+                stop, now + self._random() * self._policy.wait_bound(stop.attempt)
+            )
         else:
             self._schedule.queue(stop)
 
