@@ -1,4 +1,4 @@
-"""How a command can end: its exit status, and the error that says how to type it right."""
+"""How a command can end: its exit status, and the errors that say what to do about it."""
 
 from __future__ import annotations
 
@@ -26,5 +26,17 @@ class Exit(IntEnum):
     """Ctrl-C, or SIGTERM."""
 
 
-class UsageError(Exception):
+class CommandError(Exception):
+    """A command ends without a result; the message says why.
+
+    Attributes:
+        status: The exit status.
+    """
+
+    status = Exit.NOTHING
+
+
+class UsageError(CommandError):
     """The command cannot be carried out as typed; the message says what to type instead."""
+
+    status = Exit.USAGE

@@ -32,12 +32,41 @@ _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600}
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([smh]?)", re.ASCII)
 
 
+# The names of these types stand in the help texts: `--timeout DURATION`.
+
+
 class Duration(float):
     """A number of seconds."""
 
 
-class Count(int):
-    """A whole number from 1."""
+class Share(float):
+    """A number from 0 to 1."""
+
+
+class File(str):
+    """The path of a file."""
+
+
+class Url(str):
+    """The address of a server."""
+
+
+class Login(str):
+    """A login, perhaps with its password."""
+
+    __slots__ = ()
+
+
+class Name(str):
+    """The name of something."""
+
+    __slots__ = ()
+
+
+class Id(str):
+    """The id of a project or a user, which is checked when all settings are known."""
+
+    __slots__ = ()
 
 
 def duration(text: str) -> float:
@@ -63,19 +92,19 @@ def _read_duration(_: type, tokens: Sequence[Token]) -> Duration:
     return Duration(duration(tokens[0].value))
 
 
-def _read_number(_: type, tokens: Sequence[Token]) -> int:
+def _read_whole(_: type, tokens: Sequence[Token]) -> int:
     return expect_whole_number(tokens[0].value)
 
 
-def _read_count(_: type, tokens: Sequence[Token]) -> Count:
-    return Count(expect_whole_number(tokens[0].value, 1))
+def _read_count(_: type, tokens: Sequence[Token]) -> int:
+    return expect_whole_number(tokens[0].value, 1)
 
 
-def _read_share(_: type, tokens: Sequence[Token]) -> float:
+def _read_share(_: type, tokens: Sequence[Token]) -> Share:
     text = tokens[0].value
     if not re.fullmatch(r"0?\.[0-9]+|[01](?:\.0*)?", text, re.ASCII):
         raise ValueError(f"must be a number from 0 to 1, not {text!r}")
-    return float(text)
+    return Share(text)
 
 
 def same_word(name: str) -> str:
@@ -84,11 +113,12 @@ def same_word(name: str) -> str:
 
 
 Time = Annotated[Duration, Parameter(converter=_read_duration)]
-WholeNumber = Annotated[int, Parameter(converter=_read_number)]
-Number = Annotated[Count, Parameter(converter=_read_count)]
-Share = Annotated[float, Parameter(converter=_read_share)]
+WholeNumber = Annotated[int, Parameter(converter=_read_whole)]
+Count = Annotated[int, Parameter(converter=_read_count)]
+PartOfAll = Annotated[Share, Parameter(converter=_read_share)]
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
-Texts = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
+
+CONNECT_TIMEOUT: Final = Duration(10)
 
 Format = Literal["table", "wide", "ndjson", "json", "ids"]
 
@@ -99,17 +129,21 @@ class TaskOptions:
     """Which tasks are meant, apart from those named one by one."""
 
     projects: Annotated[
-        Texts,
+        tuple[Id, ...],
         Parameter(
             name=["--project", "-p"],
+            negative="",
+            show_default=False,
             help="The project of the tasks that are written without one. Give it several times "
             "to use --all-active on several projects. [env: CTRLAPI_PROJECT_ID]",
         ),
     ] = ()
     sources: Annotated[
-        Texts,
+        tuple[File, ...],
         Parameter(
             name=["--from", "-f"],
+            negative="",
+            show_default=False,
             allow_leading_hyphen=True,
             help="Read more task ids from this file, or from standard input if it is -. Ids and "
             "ranges stand between spaces, commas or line ends; # begins a comment; JSON lines "
@@ -128,22 +162,22 @@ class ServerOptions:
     """Which server to ask, and in whose name."""
 
     profile: Annotated[
-        str | None,
+        Name | None,
         Parameter(
             help="Take what is not given here from this profile of the configuration file; "
             "`ctrlapi-async config` shows where that is. [env: CTRLAPI_PROFILE]"
         ),
     ] = None
     url: Annotated[
-        str | None,
+        Url | None,
         Parameter(help="The server's address, such as http://172.16.1.41. [env: CTRLAPI_URL]"),
     ] = None
     user_id: Annotated[
-        str | None,
+        Id | None,
         Parameter(help="The user in whose name to ask. [env: CTRLAPI_USER_ID]"),
     ] = None
     auth: Annotated[
-        str | None,
+        Login | None,
         Parameter(
             help="LOGIN for a server that asks for a login; the password is asked for. "
             "LOGIN:PASSWORD works too, but everybody on this machine can read it on the command "
@@ -151,7 +185,7 @@ class ServerOptions:
         ),
     ] = None
     api_key_file: Annotated[
-        str | None,
+        File | None,
         Parameter(
             help="Sign all requests with the API key in this file, which nobody else may be able "
             "to read: KEY, or ACCESS_ID:KEY if the access id is not the user's. "
@@ -159,7 +193,7 @@ class ServerOptions:
         ),
     ] = None
     ca_file: Annotated[
-        str | None,
+        File | None,
         Parameter(
             help="Trust the certificate authorities in this PEM file, in place of the system's. "
             "[env: CTRLAPI_CA_FILE]"
@@ -179,14 +213,16 @@ class RequestOptions:
             help="Time for the whole command (90, 90s, 5m, 1h); then what is known is shown."
         ),
     ] = None
-    connect_timeout: Annotated[Time, Parameter(help="Time to connect to the server.")] = Duration(
-        10
+    connect_timeout: Annotated[Time, Parameter(help="Time to connect to the server.")] = (
+        CONNECT_TIMEOUT
     )
     chunk_size: Annotated[
-        Number | None,
-        Parameter(help="Task ids in one request at most. Chosen to suit their number if not given."),
+        Count | None,
+        Parameter(
+            help="Task ids in one request at most. Chosen to suit their number if not given."
+        ),
     ] = None
-    concurrency: Annotated[Number, Parameter(help="Requests at the same time at most.")] = Count(8)
+    concurrency: Annotated[Count, Parameter(help="Requests at the same time at most.")] = 8
     retries: Annotated[
         WholeNumber | None,
         Parameter(
@@ -232,6 +268,14 @@ class MessageOptions:
         Flag, Parameter(name=["--verbose", "-v"], help="Log each request on standard error.")
     ] = False
     debug: Annotated[Flag, Parameter(help="Also show where in the program an error arose.")] = False
+
+
+# What the commands' parameters default to.
+NO_TASKS: Final = TaskOptions()
+NO_SERVER: Final = ServerOptions()
+USUAL_REQUESTS: Final = RequestOptions()
+USUAL_OUTPUT: Final = OutputOptions()
+USUAL_MESSAGES: Final = MessageOptions()
 
 
 def refuse(condition: Any, message: str) -> None:  # noqa: ANN401 - anything that is true or not

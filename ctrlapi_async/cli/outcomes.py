@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 NO_ANSWER: Final = frozenset({StopResult.NOT_SENT, StopResult.UNCONFIRMED})
 REFUSED: Final = frozenset({StopResult.NOT_FOUND, StopResult.UNAVAILABLE})
+NEED_ATTENTION: Final = NO_ANSWER | REFUSED | {StopResult.STILL_RUNNING}
 
 _STYLES: Final = {
     StopResult.STOP_SENT: "green",
@@ -56,6 +57,30 @@ class Form:
     def line(self, outcome: StopOutcome) -> str:
         """Return a task's line of NDJSON."""
         return json_text(self.members(outcome)) + "\n"
+
+
+class Tally:
+    """Counts outcomes in the words of the tables, and in their order.
+
+    Args:
+        form: How outcomes are shown.
+    """
+
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        self._counts: dict[str, int] = {}
+        self._orders: dict[str, _Order] = {}
+
+    def take(self, outcome: StopOutcome) -> None:
+        """Count an outcome."""
+        label = self._form.label(outcome)
+        if label not in self._counts:
+            self._orders[label] = self._form.order(outcome)
+        self._counts[label] = self._counts.get(label, 0) + 1
+
+    def __str__(self) -> str:
+        ordered = sorted(self._counts, key=self._orders.__getitem__)
+        return ", ".join(f"{self._counts[label]:,} {label}" for label in ordered)
 
 
 def style(outcome: StopOutcome) -> str:

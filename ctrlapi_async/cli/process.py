@@ -138,18 +138,12 @@ def _signals_cancel(process: Process) -> Iterator[None]:
 
 @contextmanager
 def _logging_to(process: Process) -> Iterator[None]:
-    """Write the package's log to standard error: warnings, or all of it if that is wanted."""
+    """Write the package's log to standard error if that is wanted; without this, to nowhere."""
     messages = process.messages
     logger = logging.getLogger("ctrlapi_async")
     handler, level, propagate = _LogHandler(process), logger.level, logger.propagate
     logger.addHandler(handler)
-    logger.setLevel(
-        logging.DEBUG
-        if messages.verbose or messages.debug
-        else logging.ERROR
-        if messages.quiet
-        else logging.WARNING
-    )
+    logger.setLevel(logging.DEBUG if messages.verbose or messages.debug else logging.CRITICAL)
     logger.propagate = False
     try:
         yield

@@ -7,20 +7,20 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
-from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ctrlapi_async.cli.streams import OutputFile
+from ctrlapi_async.cli.tables import console_on
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
 
-    from rich.console import ConsoleOptions, RenderResult
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
     from ctrlapi_async import StopRun
+    from ctrlapi_async.cli.outcomes import Tally
     from ctrlapi_async.cli.process import Process
 
 INTERVAL: Final = 0.1
@@ -36,19 +36,22 @@ class Progress:
         doing: What is being done.
         total: How many tasks there are, or None while more may come.
         done: How many of them have their outcome.
-        counts: How many tasks have which outcome, in the words of the tables.
+        words: How many tasks have which outcome, in the words of the tables.
         elapsed: Seconds since the run began.
     """
 
     doing: str
     total: int | None
     done: int
-    counts: Mapping[str, int]
+    words: str
     elapsed: float
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         rate = self.done / self.elapsed if self.elapsed else 0
-        cells = [Text(self.doing), ProgressBar(self.total, self.done, width=BAR_WIDTH)]
+        cells: list[RenderableType] = [
+            Text(self.doing),
+            ProgressBar(self.total, self.done, width=BAR_WIDTH),
+        ]
         if self.total:
             cells.append(Text(f"{self.done / self.total:.0%}"))
         else:
@@ -61,13 +64,12 @@ class Progress:
         grid = Table.grid(padding=(0, 1, 0, 0))
         grid.add_row(*cells)
         yield grid
-        words = (f"{word} {count:,}" for word, count in self.counts.items() if count)
-        yield Text(" · ".join(words), style="dim")
+        yield Text(self.words, style="dim")
 
 
 @asynccontextmanager
 async def shown_progress(
-    process: Process, run: StopRun, doing: str, counts: Mapping[str, int]
+    process: Process, run: StopRun, doing: str, tally: Tally
 ) -> AsyncIterator[None]:
     """Show a run's progress for as long as the block goes on.
 
@@ -75,7 +77,7 @@ async def shown_progress(
         process: The process on whose standard error it is shown.
         run: The run.
         doing: What is being done.
-        counts: How many tasks have which outcome; it changes in the meantime.
+        tally: Counts the outcomes in the meantime.
     """
     now = asyncio.get_running_loop().time
     began = now()
@@ -83,10 +85,10 @@ async def shown_progress(
     def look() -> Progress:
         total, done = run.progress.total, run.progress.done
         return Progress(
-            doing=doing, total=total, done=done, counts=counts, elapsed=now() - began
+            doing=doing, total=total, done=done, words=str(tally), elapsed=now() - began
         )
 
-    console = Console(file=OutputFile(process.err), markup=False, emoji=False, highlight=False)
+    console = console_on(process.err)
     live = Live(
         look(),
         console=console,

@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from contextlib import AsyncExitStack, nullcontext
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
+from attrs import frozen
 
 import ctrlapi_async as api
 from ctrlapi_async.cli.exits import UsageError
-from ctrlapi_async.cli.outcomes import Form
+from ctrlapi_async.cli.outcomes import Form, Tally
 from ctrlapi_async.cli.process import go_on
 from ctrlapi_async.cli.tables import Layout, printed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Callable, Iterable
+
+    from rich.console import RenderableType
 
     from ctrlapi_async.cli.options import OutputOptions
     from ctrlapi_async.cli.process import Process
     from ctrlapi_async.cli.sources import Targets
 
-LIVE_FORMATS: Final = ("ndjson", "ids")
+
+class TimeLimit:
+    """The time of a command: that of its runs, without that for which a person is asked.
+
+    Args:
+        seconds: Seconds in all, or None for no limit.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._now = asyncio.get_running_loop().time
+        self._end = None if seconds is None else self._now() + seconds
+
+    def left(self) -> float | None:
+        """Return the seconds that are left, or None."""
+        return None if self._end is None else max(0.0, self._end - self._now())
+
+    def add(self, seconds: float) -> None:
+        """Add time."""
+        if self._end is not None:
+            self._end += seconds
 
 
 @frozen(kw_only=True)
@@ -96,23 +115,37 @@ class View:
         """What is said of each task."""
         return self.layout.form
 
+    @property
+    def is_live(self) -> bool:
+        """Whether outcomes are shown one by one, as soon as they are known."""
+        return self.format in ("ndjson", "ids")
+
+    @property
+    def is_table(self) -> bool:
+        """Whether a report is drawn as a table."""
+        return self.format in ("table", "wide")
+
     def take(self, outcome: api.StopOutcome) -> None:
-        """Show an outcome at once, if that is how outcomes are shown."""
-        if self.format == "ndjson" and self.keep(outcome):
+        """Show an outcome, if it is shown one by one and at all."""
+        if not self.is_live or not self.keep(outcome):
+            return
+        if self.format == "ndjson":
             self.process.out.put(self.form.line(outcome))
-        elif self.format == "ids" and self.keep(outcome):
+        else:
             prefix = f"{outcome.project_id}:" * self.layout.with_project
             self.process.out.put(f"{prefix}{outcome.task_id}\n")
 
+    def draw(self, report: api.StopReport) -> RenderableType:
+        """Return the table of a report."""
+        return self.layout.draw(report, list(filter(self.keep, report.values())))
+
     async def finish(self, report: api.StopReport) -> None:
-        """Show a report, as far as its outcomes are not shown yet, and wait until it is written."""
+        """Show a report as a whole, unless it was shown one by one; wait until all is written."""
         out = self.process.out
-        if self.format not in LIVE_FORMATS:
-            shown = list(filter(self.keep, report.values()))
-            if self.format == "json":
-                out.put(self.form.document(report, shown))
-            else:
-                out.put(printed(self.layout.draw(report, shown), terminal=out.is_terminal))
+        if self.is_table:
+            out.put(printed(self.draw(report), terminal=out.is_terminal))
+        elif self.format == "json":
+            out.put(self.form.document(report, filter(self.keep, report.values())))
         await out.drain()
 
 
@@ -136,20 +169,22 @@ def new_view(
     return View(process=process, layout=layout, format=format_, keep=keep)
 
 
-@frozen
-class Tally:
-    """Counts the outcomes that a run has yielded, in the words of the tables."""
-
-    form: Form
-    counts: Counter[str] = field(factory=Counter)
-
-    def take(self, outcome: api.StopOutcome) -> None:
-        """Count an outcome."""
-        self.counts[self.form.label(outcome)] += 1
+def group_by_project(outcomes: Iterable[api.StopOutcome]) -> dict[int, list[int]]:
+    """Return the ids of tasks by their project."""
+    tasks: dict[int, list[int]] = {}
+    for outcome in outcomes:
+        tasks.setdefault(outcome.project_id, []).append(outcome.task_id)
+    return tasks
 
 
 async def follow(
-    process: Process, run: api.StopRun, form: Form, doing: str, view: View | None = None
+    process: Process,
+    run: api.StopRun,
+    form: Form,
+    doing: str,
+    *,
+    view: View | None = None,
+    progress: bool = True,
 ) -> Ending:
     """Go through a run to its end.
 
@@ -158,19 +193,23 @@ async def follow(
         run: The run, not entered yet.
         form: What is said of each task.
         doing: What the progress says is being done.
-        view: What shows the outcomes as they come, or None.
+        view: What shows outcomes one by one, or None.
+        progress: Whether the progress is shown, if there is a terminal for it.
 
     Raises:
-        UsageError: The run found that a task is named in two projects.
+        UsageError: A task is named in two projects.
     """
     tally = Tally(form)
     taken: set[int] = set()
+    live = view if view is not None and view.is_live else None
+    lines_on_terminal = live is not None and process.out.is_terminal
+    drawn = progress and not (process.messages.quiet or lines_on_terminal)
 
     def take(outcome: api.StopOutcome) -> None:
         tally.take(outcome)
-        if view is not None and view.format in LIVE_FORMATS:
+        if live is not None:
             taken.add(outcome.task_id)
-            view.take(outcome)
+            live.take(outcome)
 
     try:
         async with AsyncExitStack() as stack:
@@ -178,7 +217,10 @@ async def follow(
                 await stack.enter_async_context(run)
             except ValueError as error:
                 raise UsageError(f"{error}: name it once") from None
-            await stack.enter_async_context(_progress(process, run, doing, tally.counts, view))
+            if drawn and process.err.is_terminal:
+                from ctrlapi_async.cli.progress import shown_progress
+
+                await stack.enter_async_context(shown_progress(process, run, doing, tally))
             async for outcome in run:
                 take(outcome)
                 await process.out.room()
@@ -191,15 +233,3 @@ async def follow(
             if outcome.task_id not in taken:
                 take(outcome)
         return Ending(run.report, interrupted=True)
-
-
-def _progress(
-    process: Process, run: api.StopRun, doing: str, counts: Mapping[str, int], view: View | None
-) -> AbstractAsyncContextManager[None]:
-    """Return what shows the progress: nothing, unless standard error is a terminal of its own."""
-    lines = view is not None and view.format in LIVE_FORMATS and process.out.is_terminal
-    if process.messages.quiet or lines or not process.err.is_terminal:
-        return nullcontext()
-    from ctrlapi_async.cli.progress import shown_progress
-
-    return shown_progress(process, run, doing, counts)

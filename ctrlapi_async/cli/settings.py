@@ -197,7 +197,9 @@ def find_settings(options: ServerOptions, projects: Sequence[str] = ()) -> Setti
         for name, setting in layer.items():
             if name not in found and not (taken and name in _CREDENTIALS):
                 found[name] = setting
-    return Settings(profile, {name: _checked(name, found[name]) for name in _KINDS if name in found})
+    return Settings(
+        profile, {name: _checked(name, found[name]) for name in _KINDS if name in found}
+    )
 
 
 def _checked(name: str, setting: Setting) -> Setting:
@@ -227,28 +229,16 @@ def find_profile(option: str | None) -> Profile:
     name, chosen_by = option or None, "--profile"
     if name is None:
         name, chosen_by = os.environ.get("CTRLAPI_PROFILE") or None, "CTRLAPI_PROFILE"
-    try:
-        with file.open("rb") as opened:
-            tables = tomllib.load(opened)
-            readable_by_others = _readable_by_others(opened.fileno())
-    except FileNotFoundError:
+    found = _read_config(file)
+    if found is None:
         if name is not None:
-            raise UsageError(f"there is no profile {name!r}: {file} is not there") from None
+            raise UsageError(f"there is no profile {name!r}: {file} is not there")
         return Profile(file, None, "", {})
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UsageError(f"{file} is no TOML: {error}") from None
-    stray = [key for key, table in tables.items() if not isinstance(table, dict)]
-    if stray:
-        raise UsageError(
-            f"{file}: {visible(stray[0])} stands outside of a profile: put [{DEFAULT_PROFILE}] "
-            "above it"
-        )
+    tables, readable_by_others = found
     if name is None:
         if DEFAULT_PROFILE not in tables:
             return Profile(file, None, "", {})
-        name, chosen_by = DEFAULT_PROFILE, "it applies if no other is named"
+        name, chosen_by = DEFAULT_PROFILE, "applies if no other is named"
     if name not in tables:
         raise UsageError(
             f"there is no profile {name!r} in {file}; it has {', '.join(tables) or 'none'}"
@@ -261,6 +251,27 @@ def find_profile(option: str | None) -> Profile:
             "password out to be asked for it"
         )
     return Profile(file, name, chosen_by, members)
+
+
+def _read_config(file: Path) -> tuple[dict[str, dict[str, Any]], bool] | None:
+    """Return the profiles of a file and whether others can read it, or None if there is none."""
+    try:
+        with file.open("rb") as opened:
+            tables = tomllib.load(opened)
+            readable_by_others = _readable_by_others(opened.fileno())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{file} is no TOML: {error}") from None
+    for key, table in tables.items():
+        if not isinstance(table, dict):
+            raise UsageError(
+                f"{file}: {visible(key)} stands outside of a profile: put a line "
+                f"[{DEFAULT_PROFILE}] above it"
+            )
+    return tables, readable_by_others
 
 
 def _check_members(file: Path, profile: str, members: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import field, frozen
 
 import ctrlapi_async as api
-from ctrlapi_async.cli.exits import UsageError
+from ctrlapi_async.cli.exits import CommandError, UsageError
 from ctrlapi_async.cli.streams import complain, in_thread, is_terminal, read
 from ctrlapi_async.cli.task_reader import TaskReader, Tasks
 from ctrlapi_async.cli.text import visible
@@ -38,10 +38,6 @@ _BOMS: Final = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-
-
-class ReadDeadlineError(Exception):
-    """The time for the command passed while task ids were read."""
 
 
 @frozen
@@ -69,20 +65,20 @@ class _Listed:
 
     def __init__(self) -> None:
         self.count = 0
-        self._parts: dict[int, list[Sequence[int]]] = {}
+        self._parts: dict[int, list[range | list[int] | array[int]]] = {}
 
     def add(self, tasks: Iterable[Tasks]) -> None:
         """Add tasks; raises `UsageError` if they are too many."""
         for project_id, task_ids in tasks:
-            span = isinstance(task_ids, range)
+            is_range = isinstance(task_ids, range)
             # The length of a range may be too large for `len`.
-            self.count += task_ids.stop - task_ids.start if span else len(task_ids)
+            self.count += task_ids.stop - task_ids.start if is_range else len(task_ids)
             if self.count > MAX_TASKS:
                 raise UsageError(
                     f"these are more than {MAX_TASKS:,} task ids: name fewer at a time"
                 )
             parts = self._parts.setdefault(project_id, [])
-            if span:
+            if is_range:
                 parts.append(task_ids)
             elif parts and isinstance(parts[-1], array):
                 parts[-1].extend(task_ids)
@@ -137,7 +133,7 @@ async def find_targets(
 
     Raises:
         UsageError: A word names no task, a file cannot be read, or no task is named at all.
-        ReadDeadlineError: The time passed.
+        CommandError: The time was over.
     """
     if options.all_active:
         by_project = dict.fromkeys(projects, api.ALL_ACTIVE)
@@ -146,6 +142,7 @@ async def find_targets(
     listed.add(_words(words, projects))
     if STDIN in options.sources and is_terminal(sys.stdin) and not quiet:
         complain("reading task ids from the terminal; Ctrl-D on an empty line ends them", "note")
+    source_names = " and ".join(map(_name, dict.fromkeys(options.sources)))
     try:
         async with asyncio.timeout(timeout):
             pipes = []
@@ -159,9 +156,12 @@ async def find_targets(
             for source in pipes:
                 await _read_all(listed, source, projects)
     except TimeoutError:
-        raise ReadDeadlineError from None
+        raise CommandError(
+            f"the time of --timeout was over before all task ids were read from {source_names}; "
+            "nothing was sent"
+        ) from None
     if not listed.count:
-        raise _empty(options.sources)
+        raise UsageError(f"no task id in {source_names}")
     tasks = listed.by_project()
     plain = len(projects) == 1 and listed.all_in(projects[0])
     return Targets(tasks, with_project=not plain)
@@ -171,10 +171,6 @@ def _words(words: Sequence[str], projects: Sequence[int]) -> Iterator[Tasks]:
     reader = TaskReader(projects)
     yield from reader.feed(" ".join(words))
     yield from reader.close()
-
-
-def _empty(sources: Sequence[str]) -> UsageError:
-    return UsageError(f"no task id in {' and '.join(map(_name, dict.fromkeys(sources)))}")
 
 
 def _name(source: str) -> str:
@@ -222,7 +218,7 @@ async def _stream(
             for task_id in task_ids:
                 yield task_id
     if not some:
-        raise _empty(pipes)
+        raise UsageError(f"no task id in {' and '.join(map(_name, pipes))}")
 
 
 async def _pieces(source: str) -> AsyncIterator[str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+import re
+from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from attrs import frozen
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from ctrlapi_async.cli.outcomes import NO_ANSWER, Form, style
+from ctrlapi_async.cli.outcomes import NEED_ATTENTION, Form, Tally, style
+from ctrlapi_async.cli.streams import OutputFile
 from ctrlapi_async.cli.text import id_list, numbered, visible
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from ctrlapi_async import StopOutcome, StopReport
+    from ctrlapi_async.cli.streams import Output
 
 TASK_ROWS: Final = 50
 """Tasks at most that get a row each, unless all are asked for."""
@@ -28,6 +30,7 @@ NOTES: Final = 3
 """Different messages about tasks with the same outcome that are shown."""
 NOTE_LENGTH: Final = 200
 """Characters of a message that are shown."""
+_NUMBER: Final = re.compile("[0-9]+")
 WIDTH: Final = 120
 """Columns, where there is no terminal that says how many it has."""
 
@@ -112,14 +115,16 @@ class Layout:
         messages: dict[str, dict[str, list[StopOutcome]]] = {}
         for outcome in sorted(shown, key=self.form.order):
             message = visible(outcome.error or "")
-            if message or (outcome.result in NO_ANSWER and not by_task):
-                label = messages.setdefault(self.form.label(outcome), {})
-                label.setdefault(message, []).append(outcome)
+            if message or (outcome.result in NEED_ATTENTION and not by_task):
+                alike = messages.setdefault(self.form.label(outcome), {})
+                # Many messages differ in nothing but the id of their task.
+                alike.setdefault(_NUMBER.sub("0", message), []).append(outcome)
         for label, by_message in messages.items():
-            most = sorted(by_message.items(), key=lambda item: -len(item[1]))
-            for message, outcomes in most[:NOTES]:
-                short = message if len(message) <= NOTE_LENGTH else message[:NOTE_LENGTH] + "…"
-                lines.append(f"{label} {self._ids(outcomes)}" + f": {short}" * bool(message))
+            most = sorted(by_message.values(), key=len, reverse=True)
+            lines += [
+                f"{label} {self._ids(outcomes)}{self._message(outcomes)}"
+                for outcomes in most[:NOTES]
+            ]
             if len(most) > NOTES:
                 count = numbered(len(most) - NOTES, "other message")
                 lines.append(f"{label}: {count}; -o wide shows them")
@@ -133,12 +138,23 @@ class Layout:
                 lines.append(f"restarted: {pairs}" + f" and {rest:,} more" * (rest > 0))
         return [Text(line) for line in lines] + [Text()] * bool(lines)
 
+    def _message(self, outcomes: Sequence[StopOutcome]) -> str:
+        """Return the message of tasks whose messages are alike."""
+        different = {visible(outcome.error or "") for outcome in outcomes}
+        message = visible(outcomes[0].error or "")
+        if len(message) > NOTE_LENGTH:
+            message = message[:NOTE_LENGTH] + "…"
+        return f": {message}" * bool(message) + " (and the like)" * (len(different) > 1)
+
     def _ids(self, outcomes: Sequence[StopOutcome]) -> str:
         tasks = ((outcome.project_id, outcome.task_id) for outcome in outcomes)
         return id_list(tasks, with_project=self.with_project)
 
     def _summary(self, report: StopReport) -> str:
         stats = report.stats
+        tally = Tally(self.form)
+        for outcome in report.values():
+            tally.take(outcome)
         calls = [
             numbered(count, f"{method} request")
             for count, method in (
@@ -149,17 +165,9 @@ class Layout:
         ]
         repeats = f", {stats.retries:,} of them repeated" * bool(stats.retries)
         return (
-            f"{numbered(len(report), 'task')}: {self.tally(report) or 'none'} "
+            f"{numbered(len(report), 'task')}{': ' * bool(report)}{tally} "
             f"({stats.elapsed:.2f} s, {' and '.join(calls) or 'no request'}{repeats})"
         )
-
-    def tally(self, report: StopReport) -> str:
-        """Return how many tasks have each outcome, in the words of the tables."""
-        counts = Counter((self.form.order(outcome), self.form.label(outcome)) for outcome in report.values())
-        words: dict[str, int] = {}
-        for (_, label), count in sorted(counts.items()):
-            words[label] = words.get(label, 0) + count
-        return ", ".join(f"{count:,} {label}" for label, count in words.items())
 
 
 def new_table(*headers: str) -> Table:
@@ -173,6 +181,12 @@ def new_table(*headers: str) -> Table:
 def add_row(table: Table, *cells: str, style: str = "") -> None:
     """Add a row whose cells are never read as markup."""
     table.add_row(*map(Text, cells), style=style)
+
+
+def console_on(output: Output) -> Console:
+    """Return a console that draws on an output."""
+    file = cast("IO[str]", OutputFile(output))
+    return Console(file=file, highlight=False, markup=False, emoji=False)
 
 
 def printed(drawing: RenderableType, *, terminal: bool) -> str:

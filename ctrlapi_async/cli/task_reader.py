@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
 from ctrlapi_async.cli.exits import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 MAX_ID: Final = 2**63 - 1
 WORD_LENGTH: Final = 60
@@ -19,7 +18,7 @@ WORD_LENGTH: Final = 60
 JSON_LENGTH: Final = 2**20
 """Characters of a JSON line at most."""
 
-Tasks = tuple[int, Sequence[int]]
+Tasks = tuple[int, range | list[int]]
 """A project, and ids of tasks in it: a range or a list."""
 
 _PLAIN: Final = re.compile(r"[\s,]*(?:[0-9]{1,18}[\s,]+)*")
@@ -141,8 +140,8 @@ class TaskReader:
     def _words(self, text: str) -> Iterator[Tasks]:
         """Read words, the last of which is complete."""
         if self._project is None and _PLAIN.fullmatch(text):
-            if task_ids := list(map(int, text.replace(",", " ").split())):
-                yield self._project_of(str(task_ids[0]), None), task_ids
+            if listed := list(map(int, text.replace(",", " ").split())):
+                yield self._project_of(str(listed[0]), None), listed
             return
         for word in _WORDS.findall(text):
             if word == ",":
@@ -154,8 +153,8 @@ class TaskReader:
             elif not self._after_comma:
                 self._project = None
             self._after_comma = False
-            task_ids = _id_or_range(rest, word)
-            yield self._project_of(rest, self._project), task_ids
+            span = _id_or_range(rest, word)
+            yield self._project_of(rest, self._project), span
 
     def _record(self, text: str) -> Tasks:
         try:
@@ -204,7 +203,7 @@ def _member(record: dict[str, object], name: str) -> int:
     return value
 
 
-def _id_or_range(text: str, word: str) -> Sequence[int]:
+def _id_or_range(text: str, word: str) -> range:
     first, dash, last = text.partition("-")
     start = _number(first, word, "task")
     end = _number(last, word, "task") if dash else start
