@@ -46,9 +46,13 @@ class Share(float):
 class File(str):
     """The path of a file."""
 
+    __slots__ = ()
+
 
 class Url(str):
     """The address of a server."""
+
+    __slots__ = ()
 
 
 class Login(str):

@@ -16,7 +16,7 @@ from attrs import field, frozen
 
 import ctrlapi_async as api
 from ctrlapi_async.cli.exits import CommandError, UsageError
-from ctrlapi_async.cli.streams import complain, in_thread, is_terminal, read
+from ctrlapi_async.cli.streams import complain, in_thread, is_terminal, read, stdin_number
 from ctrlapi_async.cli.task_reader import TaskReader, Tasks
 from ctrlapi_async.cli.text import visible
 
@@ -70,15 +70,13 @@ class _Listed:
     def add(self, tasks: Iterable[Tasks]) -> None:
         """Add tasks; raises `UsageError` if they are too many."""
         for project_id, task_ids in tasks:
-            is_range = isinstance(task_ids, range)
-            # The length of a range may be too large for `len`.
-            self.count += task_ids.stop - task_ids.start if is_range else len(task_ids)
+            self.count += _length(task_ids)
             if self.count > MAX_TASKS:
                 raise UsageError(
                     f"these are more than {MAX_TASKS:,} task ids: name fewer at a time"
                 )
             parts = self._parts.setdefault(project_id, [])
-            if is_range:
+            if isinstance(task_ids, range):
                 parts.append(task_ids)
             elif parts and isinstance(parts[-1], array):
                 parts[-1].extend(task_ids)
@@ -167,6 +165,11 @@ async def find_targets(
     return Targets(tasks, with_project=not plain)
 
 
+def _length(task_ids: range | list[int]) -> int:
+    # The length of a range may be too large for `len`.
+    return task_ids.stop - task_ids.start if isinstance(task_ids, range) else len(task_ids)
+
+
 def _words(words: Sequence[str], projects: Sequence[int]) -> Iterator[Tasks]:
     reader = TaskReader(projects)
     yield from reader.feed(" ".join(words))
@@ -180,7 +183,7 @@ def _name(source: str) -> str:
 def _is_file(source: str) -> bool:
     """Return whether a source is a regular file, which ends; raises `UsageError`."""
     try:
-        status = os.stat(0 if source == STDIN else source)  # noqa: PTH116 - 0 is no path
+        status = os.stat(stdin_number() if source == STDIN else source)  # noqa: PTH116 - a number
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, "it is a directory")
     except OSError as error:
@@ -224,7 +227,8 @@ async def _stream(
 async def _pieces(source: str) -> AsyncIterator[str]:
     """Yield the text of a file or a pipe as it is read; raises `UsageError`."""
     try:
-        number = 0 if source == STDIN else await in_thread(os.open, source, os.O_RDONLY)
+        at_stdin = source == STDIN
+        number = stdin_number() if at_stdin else await in_thread(os.open, source, os.O_RDONLY)
         head = await in_thread(_head, number)
         bom, encoding = next(
             ((bom, name) for bom, name in _BOMS if head.startswith(bom)), (b"", "utf-8")
@@ -235,7 +239,7 @@ async def _pieces(source: str) -> AsyncIterator[str]:
             yield decoder.decode(piece)
         yield decoder.decode(b"", final=True)
         # When this is cancelled, a thread may still be reading: then the process's end closes it.
-        if number:
+        if not at_stdin:
             os.close(number)
     except OSError as error:
         raise _unreadable(source, error) from None

@@ -47,7 +47,7 @@ from ctrlapi_async.cli.running import (
 )
 from ctrlapi_async.cli.settings import find_settings
 from ctrlapi_async.cli.sources import Targets, check_usage, find_targets
-from ctrlapi_async.cli.streams import in_thread, is_terminal, read
+from ctrlapi_async.cli.streams import in_thread, is_terminal, read, stdin_number
 from ctrlapi_async.cli.text import numbered, visible, without_secrets
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ async def _agreed(process: Process, question: str) -> bool:
     """Ask a question on the terminal and return whether the answer is yes."""
     process.err.put(f"{visible(question)} [y/N] ")
     await process.err.drain()
-    answer = await in_thread(read, 0, 1024)
+    answer = await in_thread(read, stdin_number(), 1024)
     if not answer.endswith(b"\n"):
         process.err.put("\n")
     return answer.strip().lower() in (b"y", b"yes")

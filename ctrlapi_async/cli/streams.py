@@ -64,6 +64,14 @@ def write(stream: TextIO | None, text: str) -> None:
             select.select([], [number], [])
 
 
+def stdin_number() -> int:
+    """Return the file descriptor of standard input; raises OSError if it is closed."""
+    try:
+        return sys.stdin.fileno()
+    except (AttributeError, ValueError):
+        raise OSError(errno.EBADF, "it is closed") from None
+
+
 def read(number: int, size: int) -> bytes:
     """Read at most `size` bytes from a file descriptor, waiting until there are some."""
     while True:
