@@ -2,9 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+__version__ = "0.2.0.dev0"
+
 if TYPE_CHECKING:
-    from ctrlapi_async.bulk import StopRun
-    from ctrlapi_async.errors import (
+    from ctrlapi_async._auth import ApiKey
+    from ctrlapi_async._bulk.run import StopRun
+    from ctrlapi_async._errors import (
         AuthError,
         CtrlApiError,
         HttpError,
@@ -17,58 +20,35 @@ if TYPE_CHECKING:
         UndefinedMethodError,
         UserUnavailableError,
     )
-    from ctrlapi_async.models import (
+    from ctrlapi_async._models import (
         ALL_ACTIVE,
+        AnyTaskIds,
         Batching,
+        Progress,
         RetryPolicy,
         StopOutcome,
         StopResult,
         StopStats,
+        TaskIds,
         TaskState,
         TaskStatus,
     )
-    from ctrlapi_async.report import StatusReport, StopReport
-    from ctrlapi_async.session import ControlSession
+    from ctrlapi_async._reports import StatusReport, StopReport
+    from ctrlapi_async._session import ControlSession
 else:
-    # Names are imported when first used (PEP 562): the command line's --help, and whoever wants
-    # one room only, need not wait for aiohttp. Type-checkers see the plain imports above.
+    # Names are imported when first used (PEP 562), so that the command line's --help need not
+    # wait for aiohttp. Type-checkers see the plain imports above.
     from importlib import import_module
 
-    _HOMES = {
-        "bulk": ("StopRun",),
-        "errors": (
-            "AuthError",
-            "CtrlApiError",
-            "HttpError",
-            "MethodError",
-            "ProjectNotFoundError",
-            "ReplyError",
-            "RequestError",
-            "StopIncompleteError",
-            "TasksDeniedError",
-            "UndefinedMethodError",
-            "UserUnavailableError",
-        ),
-        "models": (
-            "ALL_ACTIVE",
-            "Batching",
-            "RetryPolicy",
-            "StopOutcome",
-            "StopResult",
-            "StopStats",
-            "TaskState",
-            "TaskStatus",
-        ),
-        "report": ("StatusReport", "StopReport"),
-        "session": ("ControlSession",),
-    }
+    _MODULES = ("_models", "_errors", "_reports", "_auth", "_bulk.run", "_session")
 
     def __getattr__(name: str) -> object:
-        for home, names in _HOMES.items():
-            if name in names:
-                value = getattr(import_module(f"{__name__}.{home}"), name)
-                globals()[name] = value
-                return value
+        if name in __all__:
+            for module in _MODULES:
+                found = vars(import_module(f"{__name__}.{module}")).get(name)
+                if found is not None:
+                    globals()[name] = found
+                    return found
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
@@ -77,12 +57,15 @@ else:
 
 __all__ = [
     "ALL_ACTIVE",
+    "AnyTaskIds",
+    "ApiKey",
     "AuthError",
     "Batching",
     "ControlSession",
     "CtrlApiError",
     "HttpError",
     "MethodError",
+    "Progress",
     "ProjectNotFoundError",
     "ReplyError",
     "RequestError",
@@ -94,6 +77,7 @@ __all__ = [
     "StopResult",
     "StopRun",
     "StopStats",
+    "TaskIds",
     "TaskState",
     "TaskStatus",
     "TasksDeniedError",

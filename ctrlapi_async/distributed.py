@@ -22,9 +22,9 @@ from uuid import uuid4
 
 from attrs import evolve, field, frozen
 
-from ctrlapi_async.errors import CtrlApiError, RequestError, StopIncompleteError, words_of
-from ctrlapi_async.models import StopOutcome, StopResult, TaskStatus, expect_ids, expect_int
-from ctrlapi_async.report import StopReport
+from ctrlapi_async._errors import CtrlApiError, RequestError, StopIncompleteError, text_of
+from ctrlapi_async._models import StopOutcome, StopResult, TaskStatus, expect_ids, expect_int
+from ctrlapi_async._reports import StopReport
 
 try:
     from distributed import CancelledError, Client, Event, KilledWorker, get_client
@@ -38,7 +38,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 
-    from ctrlapi_async.session import ControlSession
+    from ctrlapi_async._session import ControlSession
 
 S = TypeVar("S", bound=Hashable)
 
@@ -152,7 +152,7 @@ class Shard:
 
     def unanswered(self, result: StopResult, error: Exception) -> Ending:
         """Give all tasks one result, because of an error."""
-        words = words_of(error) or type(error).__name__
+        words = text_of(error) or type(error).__name__
         outcomes = (
             StopOutcome(task_id, project_id, result, None, words)
             for project_id, task_ids in self.projects.items()

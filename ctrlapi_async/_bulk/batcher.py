@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import define, field
 
-from ctrlapi_async.bulk import Options, Targets, until_gone
-from ctrlapi_async.errors import RequestError, StopIncompleteError, words_of
-from ctrlapi_async.models import StopOutcome, StopResult, StopStats
-from ctrlapi_async.report import StopReport
+from ctrlapi_async._bulk.engine import until_done
+from ctrlapi_async._bulk.run import StopRun
+from ctrlapi_async._bulk.source import Targets
+from ctrlapi_async._errors import RequestError, StopIncompleteError, text_of
+from ctrlapi_async._models import UNANSWERED, StopOutcome, StopResult, StopStats
+from ctrlapi_async._reports import StopReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ctrlapi_async.bulk import StopRun
+    from ctrlapi_async._bulk.run import BulkRun
 
 Caller = asyncio.Future[StopOutcome]
 
 
-class _Wish(NamedTuple):
+class _Wanted(NamedTuple):
     """A task to be stopped, and who waits for that."""
 
     project_id: int
@@ -31,49 +33,49 @@ class _Wish(NamedTuple):
 class _Batch:
     """What goes into one run, which is None until it begins; `timer` says when it leaves."""
 
-    wishes: dict[int, _Wish] = field(factory=dict)
-    run: StopRun | None = None
+    tasks: dict[int, _Wanted] = field(factory=dict)
+    run: BulkRun | None = None
     timer: asyncio.TimerHandle = field(init=False)
 
     def takes(self, project_id: int, task_id: int) -> bool:
-        """Tell whether a task can go along: one report cannot hold it for two projects."""
-        return self.wishes.get(task_id, (project_id,))[0] == project_id
+        """Return whether a task can go along: one report cannot hold it for two projects."""
+        return self.tasks.get(task_id, (project_id,))[0] == project_id
 
     def targets(self) -> Targets:
-        """Give the tasks that somebody still wants stopped."""
+        """Return the tasks that somebody still wants stopped."""
         listed: dict[int, list[int]] = {}
-        for task_id, wish in self.wishes.items():
-            if wish.callers:
-                listed.setdefault(wish.project_id, []).append(task_id)
+        for task_id, (project_id, callers) in self.tasks.items():
+            if callers:
+                listed.setdefault(project_id, []).append(task_id)
         return Targets(listed=listed)
 
-    def tell(self, task_id: int, news: StopOutcome | Exception) -> None:
-        """Give the callers of one task what they wait for, those that still do."""
-        for caller in self.wishes[task_id].callers:
+    def answer(self, task_id: int, answer: StopOutcome | Exception) -> None:
+        """Hand the callers of one task what they wait for, those that still do."""
+        for caller in self.tasks[task_id].callers:
             if caller.done():
                 continue
-            if isinstance(news, Exception):
-                caller.set_exception(news)
+            if isinstance(answer, Exception):
+                caller.set_exception(answer)
             else:
-                caller.set_result(news)
+                caller.set_result(answer)
 
     def cancel(self) -> None:
         """Cancel whoever still waits."""
-        for wish in self.wishes.values():
-            for caller in wish.callers:
+        for _, callers in self.tasks.values():
+            for caller in callers:
                 caller.cancel()
 
 
-class Gatherer:
-    """Turns concurrent `stop` calls into runs; each caller gets its own outcome.
+class Batcher:
+    """Turns concurrent single stops into runs; each caller gets its own outcome.
 
     Args:
-        start: Makes a run.
+        make_run: Returns a run for some targets.
         linger: Seconds that a batch waits for more callers; 0: those of one turn of the loop.
     """
 
-    def __init__(self, start: Callable[[Targets, Options], StopRun], linger: float) -> None:
-        self._start = start
+    def __init__(self, make_run: Callable[[Targets], BulkRun], linger: float) -> None:
+        self._make_run = make_run
         self._linger = linger
         self._waiting: list[_Batch] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -88,14 +90,14 @@ class Gatherer:
             batch.timer = loop.call_later(self._linger, self._leave, batch)
             self._waiting.append(batch)
         caller: Caller = loop.create_future()
-        callers = batch.wishes.setdefault(task_id, _Wish(project_id, [])).callers
+        callers = batch.tasks.setdefault(task_id, _Wanted(project_id, [])).callers
         callers.append(caller)
         try:
             return await caller
         except asyncio.CancelledError:
             callers.remove(caller)
             if not callers and batch.run is not None:
-                batch.run.forget(task_id)
+                batch.run.discard(task_id)
             raise
 
     def _leave(self, batch: _Batch) -> None:
@@ -106,58 +108,54 @@ class Gatherer:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, batch: _Batch) -> None:
-        """Run a batch, and tell each caller what became of its task."""
+        """Run a batch, and answer each of its callers."""
         if self._closed:
             self._turn_away(batch)
             return
         unanswered: list[StopOutcome] = []
         try:
-            batch.run = self._start(batch.targets(), Options(sized=False))
-            async with batch.run as run:
+            batch.run = self._make_run(batch.targets())
+            async with StopRun(batch.run) as run:
                 async for outcome in run:
-                    if outcome.result in (StopResult.NOT_SENT, StopResult.UNCONFIRMED):
+                    if outcome.result in UNANSWERED:
                         unanswered.append(outcome)  # the reason comes at the end
                     else:
-                        batch.tell(outcome.task_id, outcome)
+                        batch.answer(outcome.task_id, outcome)
         except StopIncompleteError as error:
             stats = error.report.stats
             for outcome in unanswered:
-                batch.tell(outcome.task_id, _without_answer(outcome, error.exceptions, stats))
+                batch.answer(outcome.task_id, _incomplete(outcome, error.exceptions, stats))
         except asyncio.CancelledError:
             batch.cancel()
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the callers' to see
-            for task_id in batch.wishes:
-                batch.tell(task_id, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the callers must see it
+            for task_id in batch.tasks:
+                batch.answer(task_id, error)
 
     async def close(self) -> None:
-        """End what has not begun, and wait for all callers to be told."""
+        """Turn away what has not begun, and wait until all callers have an answer."""
         self._closed = True
         for batch in self._waiting:
             batch.timer.cancel()
             self._turn_away(batch)
         self._waiting.clear()
-        await until_gone(self._tasks)
+        await until_done(self._tasks)
 
     @staticmethod
     def _turn_away(batch: _Batch) -> None:
-        """Tell the callers of a batch that was never sent."""
+        """Answer the callers of a batch that was never sent."""
         error = RequestError("the session was closed", sent=False)
-        for task_id, wish in batch.wishes.items():
-            outcome = StopOutcome(
-                task_id, wish.project_id, StopResult.NOT_SENT, error=words_of(error)
-            )
-            batch.tell(task_id, _without_answer(outcome, [error], StopStats()))
+        for task_id, (project_id, _) in batch.tasks.items():
+            outcome = StopOutcome(task_id, project_id, StopResult.NOT_SENT, error=text_of(error))
+            batch.answer(task_id, _incomplete(outcome, [error], StopStats()))
 
 
-def _without_answer(
+def _incomplete(
     outcome: StopOutcome, errors: Sequence[Exception], stats: StopStats
 ) -> StopIncompleteError:
-    """Give the part of a run's error that is about one task."""
-    words = f"{outcome.error}; "  # of a lost stop they go on with what was heard of it later
-    causes = [cause for cause in errors if words.startswith(f"{words_of(cause)}; ")]
+    """Return the part of a run's error that is about one task."""
+    text = f"{outcome.error}; "  # after a lost stop it goes on with what was heard of it later
+    causes = [cause for cause in errors if text.startswith(f"{text_of(cause)}; ")]
     return StopIncompleteError(
-        f"task {outcome.task_id} is without an answer",
-        causes or errors,
-        StopReport.of([outcome], stats),
+        f"task {outcome.task_id} has no answer", causes or errors, StopReport.of([outcome], stats)
     )

@@ -1,0 +1,305 @@
+"""The outcomes of a run: one shared verdict a task, announced once when it is final."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from itertools import repeat
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+from attrs import evolve
+
+from ctrlapi_async._bulk.chains import ChainTable
+from ctrlapi_async._models import StopResult, TaskStatus
+from ctrlapi_async._reports import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ctrlapi_async._bulk.chains import Chain
+    from ctrlapi_async._models import StopOutcome
+
+CHAINS_KEPT: Final = 10_000
+"""Restart chains with a final outcome that a run without a report remembers."""
+
+
+class OutcomeStore:
+    """Holds what is known of each task in one dict, in the order in which tasks were asked for.
+
+    Only final verdicts are counted here. What is open lies in a queue or a job of the run, and
+    what can be said of it is derived from there.
+
+    Args:
+        collect: Whether final verdicts are kept; if not, only their counts are.
+    """
+
+    def __init__(self, *, collect: bool) -> None:
+        self.collect = collect
+        self.total = 0
+        """How many tasks were asked for."""
+        self.untaken = 0
+        """How many outcomes are announced and not taken yet."""
+        self.verdicts: dict[int, Verdict] = {}
+        self._settled: Counter[StopResult] = Counter()
+        self._announced: deque[tuple[list[int], Verdict]] = deque()
+        self._muted = False
+
+    def admit(self, task_ids: list[int], verdict: Verdict) -> list[int]:
+        """Enter tasks with an open verdict, and return those that are new, in order.
+
+        Raises:
+            ValueError: A task is held for another project.
+        """
+        verdicts = self.verdicts
+        held = len(verdicts)
+        # One pass that also drops duplicates: what was new is what the dict grew by.
+        found = list(map(verdicts.setdefault, task_ids, repeat(verdict)))
+        if len(verdicts) == held + len(task_ids):
+            fresh = task_ids
+        else:
+            for task_id, known in zip(task_ids, found, strict=True):
+                if known.project_id != verdict.project_id:
+                    raise ValueError(
+                        f"task {task_id} is asked for in two projects, {known.project_id} and "
+                        f"{verdict.project_id}"
+                    )
+            fresh = _last_keys(verdicts, len(verdicts) - held)
+        self.total += len(fresh)
+        return fresh
+
+    def mark(self, task_ids: Iterable[int], verdict: Verdict) -> None:
+        """Note what is known of tasks whose verdict is not final yet."""
+        self.verdicts.update(zip(task_ids, repeat(verdict)))
+
+    def settle(self, task_ids: list[int], verdict: Verdict) -> None:
+        """Give tasks their final verdict and announce it."""
+        if not task_ids:
+            return
+        self._settled[verdict.result] += len(task_ids)
+        if self.collect:
+            self.verdicts.update(zip(task_ids, repeat(verdict)))
+        else:
+            for task_id in task_ids:
+                del self.verdicts[task_id]
+        if not self._muted:
+            self._announced.append((task_ids, verdict))
+            self.untaken += len(task_ids)
+
+    @property
+    def settled(self) -> Counter[StopResult]:
+        """How many tasks have each final result."""
+        return self._settled
+
+    @property
+    def done(self) -> int:
+        """How many tasks have their final verdict."""
+        return self._settled.total()
+
+    def mute(self) -> None:
+        """Stop announcing: nobody takes outcomes one by one."""
+        self._muted = True
+        self._announced.clear()
+        self.untaken = 0
+
+    def take(self) -> Iterator[StopOutcome]:
+        """Remove the oldest announcement and return its outcomes; nothing if there is none."""
+        if not self._announced:
+            return iter(())
+        task_ids, verdict = self._announced.popleft()
+        self.untaken -= len(task_ids)
+        return map(verdict.outcome, task_ids)
+
+
+def _last_keys(verdicts: dict[int, Verdict], count: int) -> list[int]:
+    """Return the `count` keys that were added last, in order."""
+    newest = reversed(verdicts)
+    keys = [next(newest) for _ in range(count)]
+    keys.reverse()
+    return keys
+
+
+class Outcomes:
+    """The outcomes of a run by the tasks that requests are about, restart chains included.
+
+    A request is about a chain's current task; what is found of it is the outcome of every task of
+    the chain that was asked for.
+
+    Args:
+        collect: Whether final outcomes are kept; if not, only their counts are.
+    """
+
+    def __init__(self, *, collect: bool) -> None:
+        self.store = OutcomeStore(collect=collect)
+        self._chains: dict[int, ChainTable] = {}
+        self._verdicts: dict[tuple[object, ...], Verdict] = {}
+
+    def chains(self, project_id: int) -> ChainTable:
+        """Return the restart chains of a project."""
+        table = self._chains.get(project_id)
+        if table is None:
+            keep = None if self.store.collect else CHAINS_KEPT
+            table = self._chains[project_id] = ChainTable(keep)
+        return table
+
+    def admit(self, project_id: int, task_ids: list[int]) -> list[int]:
+        """Enter tasks that were asked for, and return those that are new; see `OutcomeStore`."""
+        return self.store.admit(task_ids, self._verdict(project_id, StopResult.NOT_SENT))
+
+    def asked(self, project_id: int, task_ids: list[int]) -> list[int]:
+        """Return the tasks that were asked for, given the tasks that a request is about."""
+        return self.chains(project_id).asked(task_ids)
+
+    def mark(
+        self,
+        project_id: int,
+        task_ids: list[int],
+        result: StopResult,
+        status: TaskStatus | str | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Note what is known of tasks whose outcome is not final yet."""
+        for asked, verdict in self._shared(project_id, task_ids, result, status, error):
+            self.store.mark(asked, verdict)
+
+    def settle(
+        self,
+        project_id: int,
+        task_ids: list[int],
+        result: StopResult,
+        status: TaskStatus | str | None = None,
+        error: str | None = None,
+        restarted_as: int | None = None,
+    ) -> None:
+        """Give tasks their final outcome; arguments as for `StopOutcome`."""
+        table = self.chains(project_id)
+        plain, chains = table.split(task_ids)
+        if plain:
+            verdict = self._verdict(project_id, result, status, error, restarted_as)
+            self.store.settle(plain, verdict)
+        for chain in chains:
+            asked = chain.asked
+            table.close(chain, self._verdict(project_id, result, status, error))
+            self.join_closed(chain, asked)
+
+    def settle_known(
+        self, project_id: int, task_ids: list[int], result: StopResult | None, error: str | None
+    ) -> None:
+        """Give tasks a final outcome with the status that they were last seen with.
+
+        Args:
+            project_id: Their project.
+            task_ids: The tasks.
+            result: The result; None for the one that was noted.
+            error: The error's text; None for the one that was noted.
+        """
+        groups: dict[Verdict, list[int]] = {}
+        verdicts = self.store.verdicts
+        plain, chains = self.chains(project_id).split(task_ids)
+        for task_id in plain + [chain.target for chain in chains if chain.asked]:
+            chain = self.chains(project_id).by_target(task_id)
+            known = verdicts[chain.asked[0] if chain is not None else task_id]
+            groups.setdefault(known, []).append(task_id)
+        for known, members in groups.items():
+            self.settle(
+                project_id,
+                members,
+                result or known.result,
+                known.status,
+                error or known.error,
+            )
+
+    def join_closed(self, chain: Chain, task_ids: list[int]) -> None:
+        """Give tasks the outcome of their chain."""
+        verdict = cast("Verdict", chain.verdict)
+        for group, restarted_as in _by_restart(chain.target, task_ids):
+            self.store.settle(group, evolve(verdict, restarted_as=restarted_as))
+
+    def _shared(
+        self,
+        project_id: int,
+        task_ids: list[int],
+        result: StopResult,
+        status: TaskStatus | str | None,
+        error: str | None,
+    ) -> Iterator[tuple[list[int], Verdict]]:
+        """Return the verdict of each task that was asked for, those with the same together."""
+        plain, chains = self.chains(project_id).split(task_ids)
+        verdict = self._verdict(project_id, result, status, error)
+        yield plain, verdict
+        for chain in chains:
+            for group, restarted_as in _by_restart(chain.target, chain.asked):
+                yield group, evolve(verdict, restarted_as=restarted_as)
+
+    def _verdict(
+        self,
+        project_id: int,
+        result: StopResult,
+        status: TaskStatus | str | None = None,
+        error: str | None = None,
+        restarted_as: int | None = None,
+    ) -> Verdict:
+        """Return a verdict; the usual ones are made once and shared."""
+        if (
+            error is not None
+            or restarted_as is not None
+            or not isinstance(status, TaskStatus | None)
+        ):
+            return Verdict(project_id, result, status, error, restarted_as)
+        key = (project_id, result, status)
+        verdict = self._verdicts.get(key)
+        if verdict is None:
+            verdict = self._verdicts[key] = Verdict(project_id, result, status)
+        return verdict
+
+    # --- what is known now --------------------------------------------------------------------
+
+    def counts(self, open_tasks: Iterable[OpenTasks]) -> dict[StopResult, int]:
+        """Return how many tasks have each result now.
+
+        Args:
+            open_tasks: Tasks without a final outcome of which more is known than NOT_SENT.
+        """
+        counts = dict.fromkeys(StopResult, 0)
+        counts.update(self.store.settled)
+        counts[StopResult.NOT_SENT] += self.store.total - self.store.done
+        for project_id, task_ids, result, *_ in open_tasks:
+            size = len(self.asked(project_id, task_ids))
+            counts[result] += size
+            counts[StopResult.NOT_SENT] -= size
+        return counts
+
+    def snapshot(self, open_tasks: Iterable[OpenTasks]) -> dict[int, Verdict]:
+        """Return what is known of each task now; arguments as for `counts`."""
+        verdicts = dict(self.store.verdicts)
+        for project_id, task_ids, result, status, error, noted in open_tasks:
+            if not noted:
+                for asked, verdict in self._shared(project_id, task_ids, result, status, error):
+                    verdicts.update(zip(asked, repeat(verdict)))
+        return verdicts
+
+
+class OpenTasks(NamedTuple):
+    """Tasks without a final outcome, and what is known of them.
+
+    Args:
+        project_id: Their project.
+        task_ids: The tasks that requests are about.
+        result: Their result, were the run to end now.
+        status: The status that they were last seen with.
+        error: Why that would be their result; None: because the run ended.
+        noted: Whether the store holds all this already (`Outcomes.mark`).
+    """
+
+    project_id: int
+    task_ids: list[int]
+    result: StopResult
+    status: TaskStatus | None = None
+    error: str | None = None
+    noted: bool = False
+
+
+def _by_restart(target: int, task_ids: list[int]) -> Iterator[tuple[list[int], int | None]]:
+    """Divide tasks of a chain into the current one and those that were restarted as it."""
+    if others := [task_id for task_id in task_ids if task_id != target]:
+        yield others, target
+    if target in task_ids:
+        yield [target], None

@@ -1,0 +1,444 @@
+"""The bulk stop as a plan: which request goes next, and what each answer changes. Pure.
+
+Whoever drives it adds tasks, takes jobs, hands in what came of each, and wakes it when it asks
+for that. It never looks at a clock: the time is an argument, and so is chance.
+
+Two rules govern it. A task is stopped only if Running is its last known status. And a stop whose
+fate is unknown is neither repeated nor reported before TaskStatus was asked about it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from ctrlapi_async._bulk.causes import Causes
+from ctrlapi_async._bulk.denials import Denials
+from ctrlapi_async._bulk.jobs import Job, JobKind, JobState, listed_ids
+from ctrlapi_async._bulk.outcomes import OpenTasks, Outcomes
+from ctrlapi_async._bulk.polls import FIRST_PAUSE, PollSeries
+from ctrlapi_async._bulk.reconcile import Reconciler
+from ctrlapi_async._bulk.recovery import Recovery
+from ctrlapi_async._bulk.schedule import Schedule
+from ctrlapi_async._errors import (
+    CtrlApiError,
+    DeadlineError,
+    MethodError,
+    ReplyError,
+    RequestError,
+    text_of,
+)
+from ctrlapi_async._models import ALL_ACTIVE, UNANSWERED, StopResult, StopStats
+from ctrlapi_async._protocol.requests import TASK_STOP, TaskCall
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from ctrlapi_async._bulk.outcomes import OutcomeStore
+    from ctrlapi_async._bulk.reconcile import OnRow, RunOptions
+    from ctrlapi_async._models import RetryPolicy
+    from ctrlapi_async._protocol.replies import Rows
+    from ctrlapi_async._reports import Verdict
+
+
+class StopPlan:
+    """Decides what is sent next, and accounts for every task.
+
+    Args:
+        options: What the caller asked for.
+        policy: When and how often a request is repeated.
+        began: When the run began, in seconds.
+        random: Returns a random number from 0 to below 1.
+        streaming: Whether ids arrive over time.
+        on_row: Called with each task that was checked, its row and its chain's current row.
+    """
+
+    def __init__(
+        self,
+        options: RunOptions,
+        policy: RetryPolicy,
+        *,
+        began: float,
+        random: Callable[[], float],
+        streaming: bool = False,
+        on_row: OnRow | None = None,
+    ) -> None:
+        self.done = False
+        """Whether every task has its final outcome."""
+        self._options = options
+        timeout = options.timeout
+        self._deadline = math.inf if timeout is None else began + timeout
+        self._began = began
+        self._causes = Causes()
+        self._outcomes = Outcomes(collect=options.collect)
+        self._schedule = schedule = Schedule(streaming=streaming)
+        self._reconciler = Reconciler(self._outcomes, schedule, options, self._causes.note, on_row)
+        self._denials = Denials(schedule, self._reconciler)
+        self._recovery = Recovery(
+            schedule,
+            self._reconciler,
+            self._denials,
+            policy,
+            deadline=self._deadline,
+            random=random,
+        )
+        self._pending_polls = PollSeries(schedule.pending, schedule.due_pending, began)
+        self._stopped_polls = PollSeries(
+            schedule.stopped,
+            schedule.due_stopped,
+            began,
+            min(FIRST_PAUSE, (options.wait_stopped or 0.0) / 2),
+        )
+        self._only_following = False
+        self._last_stop = began
+        self._ended_at = began
+        self._requests: Counter[str] = Counter()
+        self._retries = 0
+        self._unwanted: set[int] = set()
+
+    # --- tasks in -----------------------------------------------------------------------------
+
+    def set_chunk(self, chunk: int) -> None:
+        """Set how many task ids a request carries at most."""
+        self._schedule.chunk = chunk
+
+    def add_tasks(self, project_id: int, task_ids: list[int], now: float) -> None:
+        """Ask for tasks; those that were asked for before are passed over.
+
+        Raises:
+            ValueError: A task was asked for in another project.
+        """
+        self._recovery.projects.add(project_id)
+        new = self._outcomes.admit(project_id, task_ids)
+        waiting = self._schedule.unchecked if self._options.check else self._schedule.running
+        waiting.add(project_id, new, now)
+
+    def add_all_active(self, project_id: int) -> None:
+        """Ask for whatever the server calls active in a project."""
+        self._recovery.projects.add(project_id)
+        self._schedule.queue(Job(JobKind.CHECK, [TaskCall(project_id, ALL_ACTIVE)]))
+
+    def close_input(self, now: float) -> None:
+        """Note that no more tasks will be added."""
+        self._schedule.input_open = False
+        self._conclude(now)
+
+    def discard(self, task_id: int) -> None:
+        """Leave a task alone from now on, unless its stop was sent already."""
+        self._unwanted.add(task_id)
+
+    # --- jobs out -----------------------------------------------------------------------------
+
+    def ready(self, max_ids: int | None, now: float) -> int:
+        """Return how many jobs `next_job` could return now; arguments as there."""
+        if self.done or self.fatal_error is not None:
+            return 0
+        return self._schedule.ready(self._limit(max_ids), now)
+
+    def next_job(self, max_ids: int | None, now: float) -> Job | None:
+        """Return the job that goes next, as sent, or None.
+
+        Args:
+            max_ids: Task ids a request that the server is known to take.
+            now: The time in seconds.
+        """
+        if self.done or self.fatal_error is not None:
+            return None
+        while (job := self._schedule.take(self._limit(max_ids), now)) is not None:
+            if self._keep_wanted(job):
+                self._denials.join_known(job)
+                job.state = JobState.IN_FLIGHT
+                job.attempt += 1
+                self._requests[job.kind.method] += 1
+                self._retries += job.attempt > 1
+                return job
+            del self._schedule.jobs[job]
+        self._conclude(now)
+        return None
+
+    def _limit(self, max_ids: int | None) -> int:
+        return min(self._schedule.chunk, max_ids or self._schedule.chunk)
+
+    def _keep_wanted(self, job: Job) -> bool:
+        """Take out of a job what need not be asked any more; return whether something is left."""
+        if self._recovery.dead_projects:
+            calls, job.calls = job.calls, []
+            for call in calls:
+                if (error := self._recovery.dead_projects.get(call.project_id)) is not None:
+                    self._reconciler.give_up(job, call.project_id, listed_ids(call), error)
+                else:
+                    job.calls.append(call)
+        if self._unwanted and job.kind in (JobKind.CHECK, JobKind.STOP) and job.lost is None:
+            dropped = RequestError("no caller waits for this task any more", sent=False)
+            calls, job.calls = job.calls, []
+            for call in calls:
+                wanted, unwanted = self._divide_wanted(call)
+                self._reconciler.give_up(job, call.project_id, unwanted, dropped)
+                if wanted or call.task_ids is ALL_ACTIVE:
+                    job.calls.append(TaskCall(call.project_id, wanted or ALL_ACTIVE))
+        return bool(job.calls)
+
+    def _divide_wanted(self, call: TaskCall) -> tuple[list[int], list[int]]:
+        wanted: list[int] = []
+        unwanted: list[int] = []
+        for task_id in listed_ids(call):
+            asked = self._outcomes.asked(call.project_id, [task_id])
+            (unwanted if self._unwanted.issuperset(asked) else wanted).append(task_id)
+        return wanted, unwanted
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def receive(
+        self,
+        job: Job,
+        reply: list[Rows | CtrlApiError] | CtrlApiError,
+        now: float,
+        proven: Collection[str] = (),
+    ) -> None:
+        """Note what came of a job.
+
+        Args:
+            job: The job, as `next_job` returned it.
+            reply: The answer to each of its calls, or what the request as a whole met.
+            now: The time in seconds.
+            proven: Methods that have had a good answer in this session.
+        """
+        if self.done:
+            return
+        del self._schedule.jobs[job]
+        if job.kind in (JobKind.STOP, JobKind.VERIFY):
+            self._last_stop = now
+        if isinstance(reply, CtrlApiError):
+            self._recovery.receive(job, reply, now, proven)
+        else:
+            self._receive_answers(job, reply, now, proven)
+        self._conclude(now)
+
+    def _receive_answers(
+        self,
+        job: Job,
+        answers: list[Rows | CtrlApiError],
+        now: float,
+        proven: Collection[str],
+    ) -> None:
+        unread: list[TaskCall] = []
+        unresolved: list[TaskCall] = []
+        why: CtrlApiError | None = None
+        where = "$"
+        for call, answer in zip(job.calls, answers, strict=True):
+            if isinstance(answer, MethodError):
+                self._recovery.receive(
+                    job if len(job.calls) == 1 else job.part([call]), answer, now, proven
+                )
+            elif isinstance(answer, CtrlApiError):
+                unread.append(call)
+                why = why or answer
+            else:
+                self._recovery.succeeded(job)
+                self._denials.succeeded(job)
+                if left := self._reconciler.receive(job, call, answer, now):
+                    unresolved.append(TaskCall(call.project_id, left))
+                    where = answer.where
+        if why is not None:  # in one request again, as they were
+            self._recovery.receive(job.part(unread), why, now, proven)
+        if unresolved and job.kind is JobKind.VERIFY:
+            self._recovery.stop_again(job.part(unresolved))
+        elif unresolved:
+            error = ReplyError("no clear answer about some tasks in the reply to TaskStop", where)
+            self._recovery.verify(job.part(unresolved), job.lost or error, now)
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def next_wakeup(self, now: float) -> float:
+        """Return when `wake` is to be called next, in seconds; infinite: never."""
+        if self.done:
+            return math.inf
+        polls = (self._pending_polls, self._stopped_polls)
+        times = [self._deadline, self._schedule.next_wakeup(now), *(one.at for one in polls)]
+        if self._schedule.pending.size:
+            times.append(self._pending_end)
+        if self._following_only:
+            times.append(self._following_end)
+        return min(times)
+
+    def wake(self, now: float) -> None:
+        """Do what is due."""
+        if self.done:
+            return
+        if now >= self._deadline:
+            self.abort(DeadlineError(f"the run's {self._options.timeout:g} s are over"), now)
+            return
+        self._schedule.wake(now)
+        if self._schedule.pending.size and now >= self._pending_end:
+            self._stop_waiting_pending()
+        self._pending_polls.wake(now)
+        if self._following_only:
+            if not self._only_following:
+                self._only_following = True
+                self._stopped_polls.restart(now)
+            if now >= self._following_end:
+                # One last look at those that were still Running.
+                self._reconciler.waiting_stopped = False
+                self._stopped_polls.move(now)
+        self._stopped_polls.wake(now)
+        self._conclude(now)
+
+    @property
+    def _pending_end(self) -> float:
+        return self._began + (self._options.wait_pending or 0.0)
+
+    @property
+    def _following_end(self) -> float:
+        return self._last_stop + (self._options.wait_stopped or 0.0)
+
+    @property
+    def _following_only(self) -> bool:
+        """Whether all that is left is to see stopped tasks end."""
+        return bool(
+            self._reconciler.waiting_stopped
+            and self._schedule.stopped.size
+            and not self._schedule.stopping
+        )
+
+    def _stop_waiting_pending(self) -> None:
+        """Leave pending tasks as they are."""
+        self._reconciler.waiting_pending = False
+        for call in self._schedule.drain(self._schedule.pending, self._schedule.due_pending):
+            self._outcomes.settle_known(call.project_id, listed_ids(call), None, None)
+
+    # --- the end ------------------------------------------------------------------------------
+
+    @property
+    def errors(self) -> list[Exception]:
+        """What left tasks without an answer."""
+        return self._causes.errors
+
+    @property
+    def fatal_error(self) -> Exception | None:
+        """Why no further request is sent."""
+        return self._recovery.fatal_error
+
+    def note(self, error: Exception) -> None:
+        """Keep an error for the end of the run."""
+        self._causes.note(error)
+
+    def abort(self, error: Exception, now: float) -> None:
+        """End the run at once; a second time does nothing.
+
+        Args:
+            error: Why; kept if it leaves a task without an answer.
+            now: The time in seconds.
+        """
+        if self.done:
+            return
+        self._recovery.fatal_error = self.fatal_error or error
+        self._close(self._recovery.fatal_error, now)
+
+    def _conclude(self, now: float) -> None:
+        """End the run if there is nothing left to do, or nothing that may be done."""
+        if self.done:
+            return
+        if self.fatal_error is None:
+            if self._schedule.resolved:
+                self._close(None, now)
+        elif not any(self._schedule.in_state(JobState.IN_FLIGHT)):
+            self._close(self.fatal_error, now)
+
+    def _close(self, error: Exception | None, now: float) -> None:
+        """Settle every task that has no final outcome yet."""
+        words = None if error is None else text_of(error)
+        listing = self.listing
+        for job in self._schedule.jobs:
+            if job.lost is not None:
+                self.note(job.lost)
+        for project_id, task_ids, result, status, why, noted in list(self._open_tasks()):
+            if result is StopResult.STOP_SENT:
+                self._reconciler.settle_still_running(project_id, task_ids)
+            elif noted:
+                self._outcomes.settle_known(project_id, task_ids, None, None)
+            else:
+                dead = self._recovery.dead_projects.get(project_id)
+                text = why or (words if dead is None else text_of(dead))
+                self._outcomes.settle(project_id, task_ids, result, status, text)
+        unanswered = any(self._outcomes.store.settled[result] for result in UNANSWERED)
+        if error is not None and (listing or unanswered):
+            self.note(error)
+        self.done = True
+        self._ended_at = now
+
+    # --- what is known ------------------------------------------------------------------------
+
+    def _open_tasks(self) -> Iterator[OpenTasks]:
+        """Return all tasks without a final outcome, and what they are known to be."""
+        schedule, seen = self._schedule, self._reconciler.seen
+        for queue, result, status, noted in (
+            (schedule.unchecked, StopResult.NOT_SENT, None, False),
+            (schedule.doubtful, StopResult.NOT_SENT, None, False),
+            (schedule.running, StopResult.NOT_SENT, seen, False),
+            (schedule.refused, StopResult.UNAVAILABLE, None, True),
+            (schedule.pending, StopResult.NOT_RUNNING, None, True),
+            (schedule.due_pending, StopResult.NOT_RUNNING, None, True),
+            (schedule.stopped, StopResult.STOP_SENT, None, True),
+            (schedule.due_stopped, StopResult.STOP_SENT, None, True),
+        ):
+            for project_id, task_ids in queue:
+                yield OpenTasks(project_id, task_ids, result, status, None, noted)
+        for job in schedule.jobs:
+            result, noted = _OPEN_RESULT[job.kind]
+            status = seen if job.kind in (JobKind.STOP, JobKind.VERIFY) else None
+            error = None
+            if job.lost is not None:
+                result, error = StopResult.UNCONFIRMED, text_of(job.lost)
+            elif job.kind is JobKind.STOP and job.state is JobState.IN_FLIGHT:
+                result = StopResult.UNCONFIRMED
+            for call in job.calls:
+                yield OpenTasks(call.project_id, listed_ids(call), result, status, error, noted)
+
+    @property
+    def counts(self) -> dict[StopResult, int]:
+        """How many tasks have each result now."""
+        return self._outcomes.counts(() if self.done else self._open_tasks())
+
+    def snapshot(self) -> dict[int, Verdict]:
+        """Return what is known of each task now, in the order asked for."""
+        store = self._outcomes.store
+        return store.verdicts if self.done else self._outcomes.snapshot(self._open_tasks())
+
+    @property
+    def store(self) -> OutcomeStore:
+        """The outcomes, as they are announced."""
+        return self._outcomes.store
+
+    @property
+    def listing(self) -> bool:
+        """Whether more tasks may come to be known: from the source, or in an answer to `"*"`."""
+        return self._schedule.input_open or any(
+            call.task_ids is ALL_ACTIVE for job in self._schedule.jobs for call in job.calls
+        )
+
+    @property
+    def backlog(self) -> int:
+        """How many tasks wait for a first answer."""
+        return self._schedule.backlog
+
+    def stats(self, now: float) -> StopStats:
+        """Return what the run has cost so far."""
+        stop_calls = self._requests[TASK_STOP]
+        return StopStats(
+            status_calls=self._requests.total() - stop_calls,
+            stop_calls=stop_calls,
+            retries=self._retries,
+            elapsed=(self._ended_at if self.done else now) - self._began,
+        )
+
+
+_OPEN_RESULT: Final = {
+    JobKind.CHECK: (StopResult.NOT_SENT, False),
+    JobKind.STOP: (StopResult.NOT_SENT, False),
+    JobKind.VERIFY: (StopResult.UNCONFIRMED, False),
+    JobKind.EXPLAIN: (StopResult.UNAVAILABLE, True),
+    JobKind.POLL_PENDING: (StopResult.NOT_RUNNING, True),
+    JobKind.POLL_STOPPED: (StopResult.STOP_SENT, True),
+}
+"""The result of a job's tasks, were the run to end now, and whether the store holds it."""

@@ -1,0 +1,227 @@
+"""What becomes of a job that met an error: the decision carried out, with attempts and pauses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final, cast
+
+from attrs import evolve
+
+from ctrlapi_async._bulk.decisions import Action, decide
+from ctrlapi_async._bulk.jobs import JobKind, JobState, listed_ids
+from ctrlapi_async._errors import (
+    CtrlApiError,
+    HttpError,
+    TasksDeniedError,
+    Trait,
+    UndefinedMethodError,
+    traits_of,
+)
+from ctrlapi_async._models import ALL_ACTIVE
+from ctrlapi_async._retry import last_moment, pause_after
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from ctrlapi_async._bulk.denials import Denials
+    from ctrlapi_async._bulk.jobs import Job
+    from ctrlapi_async._bulk.reconcile import Reconciler
+    from ctrlapi_async._bulk.schedule import Schedule
+    from ctrlapi_async._models import RetryPolicy
+
+SINGLED_OUT_ATTEMPTS: Final = 6
+"""How often a request for one task is sent that fails while others succeed."""
+
+
+class Recovery:
+    """Repeats, verifies, divides or gives up jobs that met an error.
+
+    Args:
+        schedule: Where jobs wait.
+        reconciler: Settles tasks that are given up.
+        denials: Singles out tasks that do not exist.
+        policy: When and how often a request is repeated.
+        deadline: When the run ends, in seconds.
+        random: Returns a random number from 0 to below 1.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        reconciler: Reconciler,
+        denials: Denials,
+        policy: RetryPolicy,
+        *,
+        deadline: float,
+        random: Callable[[], float],
+    ) -> None:
+        self.fatal_error: Exception | None = None
+        """Why no further request is sent."""
+        self.projects: set[int] = set()
+        """The projects that the run is about."""
+        self.dead_projects: dict[int, CtrlApiError] = {}
+        """Projects about which the server will not answer, and why."""
+        self._schedule = schedule
+        self._reconciler = reconciler
+        self._denials = denials
+        self._policy = policy
+        self._deadline = deadline
+        self._random = random
+        self._successes: Counter[str] = Counter()
+
+    def succeeded(self, job: Job) -> None:
+        """Note that a call of a job was answered."""
+        self._successes[job.kind.method] += 1
+
+    def receive(self, job: Job, error: CtrlApiError, now: float, proven: Collection[str]) -> None:
+        """Do what the error calls for.
+
+        Args:
+            job: The job that met it.
+            error: The error.
+            now: The time in seconds.
+            proven: Methods that have had a good answer in this session.
+        """
+        self._count_failure(job, error, now)
+        method = job.kind.method
+        action = decide(
+            job,
+            error,
+            proven=method in proven if isinstance(error, UndefinedMethodError) else bool(proven),
+            only_project=len(self.projects) == 1,
+            spoiled=self._may_be_spoiled(job),
+        )
+        if action is Action.SINGLE_OUT and isinstance(error, TasksDeniedError):
+            self._denials.refused(job, error, now)
+        elif action is Action.SPLIT_PROJECTS:
+            middle = len(job.calls) // 2
+            for calls in (job.calls[:middle], job.calls[middle:]):
+                self._schedule.queue(job.part(calls))
+        elif action is Action.END_PROJECT:
+            self._end_project(job, error)
+        elif action is Action.END_RUN:
+            self._end_run(job, error)
+        elif action is Action.HALVE:
+            self._halve(job, error)
+        elif action is Action.VERIFY:
+            self.verify(job, error, now)
+        elif action is Action.REPEAT:
+            self._repeat(job, error, now)
+        else:
+            self._give_up(job, error)
+
+    def _count_failure(self, job: Job, error: CtrlApiError, now: float) -> None:
+        successes = self._successes[job.kind.method]
+        if job.first_fault_at is None:
+            job.first_fault_at = now
+            job.successes_at_first = successes
+        elif Trait.SLOW_DOWN in traits_of(error) and successes > job.successes_seen:
+            # It is told to wait while others get through: that is no fault of its own.
+            job.attempt -= 1
+            job.first_fault_at = now
+        job.successes_seen = successes
+
+    def _others_succeed(self, job: Job) -> bool:
+        return self._successes[job.kind.method] > job.successes_at_first
+
+    def _may_be_spoiled(self, job: Job) -> bool:
+        """Return whether one of a job's tasks may be why it fails.
+
+        Either it fails again while others succeed, or it has failed often, and there may be no
+        others: then halves of it are tried once.
+        """
+        often = job.attempt >= self._policy.attempts // 2
+        return job.attempt > 1 and (self._others_succeed(job) or (often and not job.singled_out))
+
+    def _halve(self, job: Job, error: CtrlApiError) -> None:
+        may_be_spoiled = Trait.TASK_MAY_CAUSE in traits_of(error)
+        for half in job.halves():
+            half.singled_out = may_be_spoiled
+            if self._others_succeed(job) or not may_be_spoiled:
+                # Half as large, it is another request; if it fails as well, that counts twice.
+                half.attempt = int(may_be_spoiled)
+            self._schedule.queue(half)
+
+    def _repeat(self, job: Job, error: CtrlApiError, now: float) -> None:
+        """Send a job again after a pause, if the policy and the server's wish allow it."""
+        attempts = self._policy.attempts
+        if job.singled_out and job.size == 1 and self._others_succeed(job):
+            attempts = min(attempts, SINGLED_OUT_ATTEMPTS)
+        due = now + self._pause(job.attempt, error)
+        if (refusal := self._impossible_wait(job, error, now)) is not None:
+            self._end_run(job, refusal)
+        elif job.attempt < attempts and due <= self._last_moment(job, now):
+            self._schedule.back_off(job, due)
+        elif Trait.FATAL in traits_of(error):
+            self._end_run(job, error)
+        else:
+            self._give_up(job, error)
+
+    def verify(self, job: Job, error: CtrlApiError, now: float) -> None:
+        """Ask what became of stops of unknown fate, after a pause."""
+        verify = evolve(
+            job,
+            kind=JobKind.VERIFY,
+            attempt=0,
+            stops=job.attempt,
+            lost=error,
+            state=JobState.QUEUED,
+        )
+        if (refusal := self._impossible_wait(job, error, now)) is not None:
+            self._end_run(verify, refusal)
+        else:
+            self._schedule.back_off(verify, now + self._pause(job.attempt, error))
+
+    def stop_again(self, job: Job) -> None:
+        """Send the stop again of tasks that a lost stop did not stop."""
+        stop = evolve(job, kind=JobKind.STOP, attempt=job.stops)
+        lost = cast("CtrlApiError", job.lost)
+        if stop.attempt >= self._policy.attempts:
+            self._give_up(stop, lost)
+        elif (
+            stop.size > 1 and Trait.TASK_MAY_CAUSE in traits_of(lost) and self._may_be_spoiled(stop)
+        ):
+            self._halve(stop, lost)
+        else:
+            self._schedule.queue(stop)
+
+    # --- pauses and endings -------------------------------------------------------------------
+
+    def _pause(self, attempt: int, error: CtrlApiError) -> float:
+        return pause_after(self._policy, attempt, error, self._random)
+
+    def _last_moment(self, job: Job, now: float) -> float:
+        since = now if job.first_fault_at is None else job.first_fault_at
+        return last_moment(self._policy, since)
+
+    def _impossible_wait(self, job: Job, error: CtrlApiError, now: float) -> CtrlApiError | None:
+        """Return an error that says so if the server asks to wait for longer than the run can."""
+        if not isinstance(error, HttpError) or error.retry_after is None:
+            return None
+        if now + error.retry_after <= min(self._last_moment(job, now), self._deadline):
+            return None
+        return type(error)(
+            f"{error.args[0]}; it asks to wait {error.retry_after:g} s, longer than allowed here",
+            *error.args[1:],
+        )
+
+    def _give_up(self, job: Job, error: Exception) -> None:
+        for call in job.calls:
+            if call.task_ids is ALL_ACTIVE:
+                self._reconciler.note(error)
+            self._reconciler.give_up(job, call.project_id, listed_ids(call), error)
+
+    def _end_project(self, job: Job, error: CtrlApiError) -> None:
+        for call in job.calls:
+            self.dead_projects[call.project_id] = error
+        if self.dead_projects.keys() >= self.projects:
+            self._end_run(job, error)
+        else:
+            self._give_up(job, error)
+
+    def _end_run(self, job: Job, error: CtrlApiError) -> None:
+        """Send no further request; replies in flight are still used."""
+        self.fatal_error = self.fatal_error or error
+        if job.kind is JobKind.STOP and Trait.NOT_CARRIED_OUT not in traits_of(error):
+            job.lost = job.lost or error
+        self._schedule.queue(job)  # settled with all that is left
