@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import ctrlapi_async as api
 from ctrlapi_async import StopResult
+from ctrlapi_async._errors import DeadlineError, TlsError
 from ctrlapi_async.cli.exits import Exit, UsageError
 from ctrlapi_async.cli.outcomes import NO_ANSWER, REFUSED, unknown_status
 from ctrlapi_async.cli.text import id_list, numbered, visible
@@ -37,8 +38,8 @@ def advice(error: Exception) -> str:
         passing = error.status >= 500 or error.status in (408, 425, 429)
         return "try again later" if passing else "check --url"
     table: tuple[tuple[type[Exception], str], ...] = (
-        (api.TlsError, "name the certificate's CA with --ca-file, or see whether --url is right"),
-        (api.DeadlineError, "give it more time with --timeout, or name fewer tasks"),
+        (TlsError, "name the certificate's CA with --ca-file, or see whether --url is right"),
+        (DeadlineError, "give it more time with --timeout, or name fewer tasks"),
         (api.RequestError, "check --url, and whether the server is up"),
         (api.ReplyError, "check that --url is a Control API"),
         (api.UserUnavailableError, "check --user-id, and that the project belongs to this user"),
