@@ -30,8 +30,8 @@ _SPELLINGS: Final = (
 """What the library's errors call things, and what the command line does."""
 
 
-def advice(error: Exception) -> str:
-    """Return what to do about an error, or nothing."""
+def advice(error: Exception, option_for_time: str) -> str:
+    """Return what to do about an error, or nothing; an option that gives more time is one thing."""
     if isinstance(error, api.HttpError):
         if isinstance(error, api.AuthError):
             return ""  # the error says it
@@ -39,7 +39,7 @@ def advice(error: Exception) -> str:
         return "try again later" if passing else "check --url"
     table: tuple[tuple[type[Exception], str], ...] = (
         (TlsError, "name the certificate's CA with --ca-file, or see whether --url is right"),
-        (DeadlineError, "give it more time with --timeout, or name fewer tasks"),
+        (DeadlineError, f"give it more time with {option_for_time}"),
         (api.RequestError, "check --url, and whether the server is up"),
         (api.ReplyError, "check that --url is a Control API"),
         (api.UserUnavailableError, "check --user-id, and that the project belongs to this user"),
@@ -49,9 +49,15 @@ def advice(error: Exception) -> str:
     return next((words for kind, words in table if isinstance(error, kind)), "")
 
 
-def sentence(error: Exception) -> str:
-    """Return in one sentence what an error is, and what to do about it."""
-    return "; ".join(filter(None, (in_own_words(error).rstrip("."), advice(error))))
+def sentence(error: Exception, option_for_time: str = "--timeout") -> str:
+    """Return in one sentence what an error is, and what to do about it.
+
+    Args:
+        error: The error.
+        option_for_time: The option that gives more time, if that was too short.
+    """
+    parts = (in_own_words(error).rstrip("."), advice(error, option_for_time))
+    return "; ".join(filter(None, parts))
 
 
 def in_own_words(error: Exception) -> str:
@@ -70,7 +76,11 @@ def explain(process: Process, ending: Ending, *, with_project: bool = False) -> 
         ending: How its run ended.
         with_project: Whether ids are written with their projects.
     """
-    sentences = list(dict.fromkeys(map(sentence, ending.errors)))
+    report = ending.report
+    missing = sum(report.counts[result] for result in NO_ANSWER)
+    running = report.ids(StopResult.STILL_RUNNING)
+    option_for_time = "--wait-stopped" if running and not missing else "--timeout"
+    sentences = list(dict.fromkeys(sentence(error, option_for_time) for error in ending.errors))
     for words in sentences[:CAUSES]:
         process.say("error", words)
     if len(sentences) > CAUSES:
@@ -78,14 +88,11 @@ def explain(process: Process, ending: Ending, *, with_project: bool = False) -> 
     if process.messages.debug:
         for error in ending.errors:
             process.say_lines("".join(traceback.format_exception(error)))
-    report = ending.report
     total = numbered(len(report), "task")
-    missing = sum(report.counts[result] for result in NO_ANSWER)
     if ending.interrupted:
         process.say("error", f"interrupted; {missing:,} of {total} without an answer")
     elif 0 < missing < len(report):
         process.say("error", f"{missing:,} of {total} without an answer: name them again")
-    running = report.ids(StopResult.STILL_RUNNING)
     if running:
         ids = id_list(
             ((report[task_id].project_id, task_id) for task_id in running),
