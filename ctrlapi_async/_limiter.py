@@ -34,6 +34,7 @@ class Strategy(Protocol):
     @property
     def slots(self) -> int:
         """Requests that may be in flight."""
+        ...
 
     def finished(self, request: Finished) -> None:
         """Take in how a request ended."""

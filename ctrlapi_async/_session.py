@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from enum import Enum
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from ctrlapi_async._bulk.batcher import Batcher
 from ctrlapi_async._bulk.reconcile import RunOptions
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from ctrlapi_async._auth import ApiKey
     from ctrlapi_async._models import AnyTaskIds, TaskIds
-    from ctrlapi_async._protocol.replies import Row
+    from ctrlapi_async._protocol.replies import DetailedRow, Row
 
 # Silent unless asked: without a handler Python prints warnings to stderr.
 logging.getLogger("ctrlapi_async").addHandler(logging.NullHandler())
@@ -520,7 +520,7 @@ def _options(  # noqa: PLR0917 - the same for four methods
 
 def _state(row: Row, restarted_as: TaskState | None = None) -> TaskState:
     return TaskState(
-        row.task_id, parse_status(row.status), row.error, restarted_as, details_of(row)
+        row.task_id, parse_status(row.status), row.error, restarted_as, details_of(cast("DetailedRow", row))
     )
 
 

@@ -193,7 +193,7 @@ def _say_it_in_order(rows: list[Row], asked: list[int], findings: Findings) -> b
 def _group(findings: Findings, statuses: dict[str, list[int]]) -> None:
     """Group tasks by status, however it is spelled."""
     for text, task_ids in statuses.items():
-        status = parse_status(text)
+        status = parse_status(text) or text
         if status in findings.by_status:
             findings.by_status[status] += task_ids
         else:

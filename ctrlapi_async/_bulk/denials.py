@@ -48,7 +48,7 @@ class Denials:
     def succeeded(self, job: Job) -> None:
         """Note that the server accepted all tasks of a call."""
         if job.doubtful and job.size == self._schedule.group_size:
-            self._schedule.group_size *= 2
+            self._schedule.group_size = 2 * job.size
 
     def refused(self, job: Job, error: TasksDeniedError, now: float) -> None:
         """Settle the tasks of a refused call that are known to be bad; the others go on.

@@ -33,6 +33,7 @@ class Sender(Protocol):
     @property
     def proven(self) -> Collection[str]:
         """The methods that have had a good answer in this session."""
+        ...
 
     async def send(
         self,
@@ -43,6 +44,7 @@ class Sender(Protocol):
         keep_bytes: bool = False,
     ) -> list[Rows | CtrlApiError]:
         """Return the answer or the error of each call, or raise what the request as a whole met."""
+        ...
 
 
 class Engine:

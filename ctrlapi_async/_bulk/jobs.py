@@ -159,13 +159,13 @@ class TaskQueue:
         self.size -= limit - room
         return [TaskCall(project_id, task_ids) for project_id, task_ids in taken.items()]
 
-    def take_all(self) -> list[TaskCall]:
-        """Remove all tasks."""
-        calls = [TaskCall(*entry) for entry in self]
+    def take_all(self) -> list[tuple[int, list[int]]]:
+        """Remove all tasks, and return them by project."""
+        entries = list(self)
         self._entries.clear()
         self._start = 0
         self.size = 0
-        return calls
+        return entries
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         start = self._start

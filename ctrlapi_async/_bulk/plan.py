@@ -304,8 +304,9 @@ class StopPlan:
     def _stop_waiting_pending(self) -> None:
         """Leave pending tasks as they are."""
         self._reconciler.waiting_pending = False
-        for call in self._schedule.drain(self._schedule.pending, self._schedule.due_pending):
-            self._outcomes.settle_known(call.project_id, listed_ids(call), None, None)
+        for queue in (self._schedule.pending, self._schedule.due_pending):
+            for project_id, task_ids in queue.take_all():
+                self._outcomes.settle_known(project_id, task_ids, None, None)
 
     # --- the end ------------------------------------------------------------------------------
 

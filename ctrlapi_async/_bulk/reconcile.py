@@ -123,11 +123,11 @@ class Reconciler:
         """
         if job.kind is JobKind.STOP:
             return self._receive_stop(job, call, answer, now)
-        listing = isinstance(call.task_ids, AllActive)
-        found = read_statuses(answer, None if listing else call.task_ids)
+        asked = None if isinstance(call.task_ids, AllActive) else call.task_ids
+        found = read_statuses(answer, asked)
         if self._on_row is not None:
             self._hand_rows_on(answer, found)
-        if listing:
+        if asked is None:
             self._admit_listed(call.project_id, found)
         for task_ids in found.by_status.values():
             self.known_tasks[call.project_id] = task_ids[-1]

@@ -13,8 +13,6 @@ from ctrlapi_async._bulk.jobs import Job, JobKind, JobState, TaskQueue
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ctrlapi_async._protocol.requests import TaskCall
-
 FLUSH_AFTER: Final = 0.05
 """Seconds that tasks of a stream wait for a full chunk."""
 
@@ -204,10 +202,6 @@ class Schedule:
     def resolved(self) -> bool:
         """Whether nothing is left to do."""
         return not (self.stopping or self.stopped.size or self.due_stopped.size or self.jobs)
-
-    def drain(self, *queues: TaskQueue) -> list[TaskCall]:
-        """Remove all tasks of some queues."""
-        return [call for queue in queues for call in queue.take_all()]
 
 
 def _jobs(queue: TaskQueue, limit: int, partial: bool) -> int:
