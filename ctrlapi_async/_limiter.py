@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ctrlapi_async._adaptive import AdaptiveConcurrency
@@ -124,6 +125,8 @@ class ConcurrencyLimiter:
         max_concurrency: Requests in flight at most.
         start_concurrency: Requests in flight at first, if the number shall adapt; None: fixed.
         wait_bound: Returns the bound in seconds of the pause at a level of backoff, from 1.
+        longest_wait: Seconds that a server may ask for; whoever is told to wait for longer gives
+            up, and the others do not wait.
         random: Returns a number from 0 to 1.
     """
 
@@ -133,6 +136,7 @@ class ConcurrencyLimiter:
         start_concurrency: int | None = None,
         *,
         wait_bound: Callable[[int], float],
+        longest_wait: float = float("inf"),
         random: Callable[[], float],
     ) -> None:
         self._strategy: Strategy = (
@@ -141,6 +145,7 @@ class ConcurrencyLimiter:
             else AdaptiveConcurrency(start_concurrency, max_concurrency)
         )
         self._backoff = Backoff(wait_bound, random)
+        self._longest_wait = longest_wait
         self._ceiling = IdCeiling()
         self._taken = 0
         self._all_in_use_at = float("-inf")
@@ -186,7 +191,8 @@ class ConcurrencyLimiter:
             if waiter.done() and not waiter.cancelled():
                 self.release()  # given out and cancelled in the same turn of the loop
             else:
-                self._waiters.remove(waiter)
+                with suppress(ValueError):  # passed over already
+                    self._waiters.remove(waiter)
                 self._give_out()
             raise
 
@@ -216,6 +222,8 @@ class ConcurrencyLimiter:
             self._ceiling.succeeded(size)
         elif Trait.SLOW_DOWN in traits:
             retry_after = error.retry_after if isinstance(error, HttpError) else None
+            if retry_after is not None and retry_after > self._longest_wait:
+                retry_after = None
             before = self.resume_at
             self._backoff.refused(sent_at, now, retry_after)
             if self.resume_at > before:

@@ -1,3 +1,5 @@
+# mypy: disable-error-code="no-untyped-call"
+# distributed annotates few of its functions.
 """Spread the stops on many servers over the workers of a Dask cluster (extra `dask`).
 
 The ids are cut into shards. A shard whose worker dies is checked again, not blindly repeated: a

@@ -331,8 +331,8 @@ def chains(draw: st.DrawFn) -> tuple[list[Any], dict[int, tuple[str, int | None]
         rows = [row(task_id, draw(st.sampled_from(TaskStatus))) for task_id in chain]
         form = draw(st.sampled_from(["flat", "list", "member"]))
         given_in = draw(st.sampled_from(["none", "first", "all"]))
-        if form == "flat" and size > 1:
-            given_in = "all"  # nothing else tells that they belong together
+        if form != "member" and size > 1:
+            given_in = "all"  # nothing else proves that they belong together
         for each in rows[: {"none": 0, "first": 1, "all": size}[given_in]]:
             each["initial_task_id"] = min(chain)
         alone = size == 1 and given_in == "none"
@@ -760,3 +760,12 @@ def test_both_readings_agree_where_both_can_read(document: Any) -> None:
         return members(answer) if isinstance(answer, Rows) else type(answer)
 
     assert outcome(body) == outcome(second)
+
+
+def test_a_list_around_rows_makes_no_chain_of_them() -> None:
+    told = reply(entry([row(64), row(65), row(1066, initial_task_id=66)]))
+    assert members(read(told)) == [
+        (64, "Running", None, None),
+        (65, "Running", None, None),
+        (1066, "Running", 66, None),
+    ]
