@@ -7,7 +7,7 @@ import errno
 import inspect
 import ssl
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiohttp
 import pytest
@@ -17,7 +17,6 @@ from ctrlapi_async._client_errors import RULES, Failure, client_error
 from ctrlapi_async._errors import RequestTimeoutError, TlsError, Trait, traits_of
 from ctrlapi_async._redaction import Redactor
 
-if TYPE_CHECKING:
 KEY: Any = SimpleNamespace(host="host", port=80, is_ssl=True, ssl=True)
 INFO: Any = SimpleNamespace(real_url="http://me:canary@proxy/", headers={"X": "canary"})
 
