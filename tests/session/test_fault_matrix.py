@@ -292,18 +292,21 @@ MATRIX: Final[dict[str, Case]] = {
     "project": final("project 2 does not exist", ProjectNotFoundError),
     "method": Case(
         answer("Undefined method 'TaskX'"),
-        *[evolve(effect, of_method=True) for effect in fatal(Drop(), UndefinedMethodError, "TaskX")[1:]],
+        *[
+            evolve(effect, of_method=True)
+            for effect in fatal(Drop(), UndefinedMethodError, "TaskX")[1:]
+        ],
     ),
     "denied, unreadably": Case(answer("access denied to tasks"), DENIED, DENIED),
     "denied, others named": Case(answer("access denied to tasks [98,99]"), DENIED, DENIED),
     # What it does not.
     "unknown text": Case(answer(LOCKED), LOCKED_CASE, LOCKED_STOP),
-    "unknown text at the top": Case(Body('{"error": "database is locked"}'), LOCKED_CASE, LOCKED_STOP),
+    "unknown text at the top": Case(
+        Body('{"error": "database is locked"}'), LOCKED_CASE, LOCKED_STOP
+    ),
     # Rows.
     "a row missing": Case(rewrite_rows(lambda rows: rows[1:]), STRUCK_FIRST, SETTLED),
-    "all rows missing": Case(
-        rewrite_rows(lambda _: []), Effect(NOT_FOUND, NOT_FOUND), SETTLED
-    ),
+    "all rows missing": Case(rewrite_rows(lambda _: []), Effect(NOT_FOUND, NOT_FOUND), SETTLED),
     "a row without a word": Case(rewrite_rows(first_row()), STRUCK_FIRST, SETTLED),
     "rows with errors": Case(
         rewrite_rows(
@@ -433,3 +436,42 @@ async def test_matrix_is_what_a_run_without_faults_sends(api: ControlApiSimulato
     assert error is None
     assert report.ids(STOP_SENT) == list(RUNNING)
     assert tuple((*record.methods, record.ids) for record in api.log) == REQUESTS
+
+
+# --- a server that cannot be reached --------------------------------------------------------------
+
+
+class Detours(AbstractResolver):
+    """Leads some connections, by their number from 1, to another port than the server's."""
+
+    def __init__(self, server: int, other: int, numbers: Iterable[int]) -> None:
+        self._server = server
+        self._other = other
+        self._numbers = numbers
+        self._asked = 0
+        self.taken = 0
+
+    async def resolve(
+        self,
+        host: str,
+        port: int = 0,  # noqa: ARG002 - aiohttp gives it
+        family: socket.AddressFamily = socket.AF_INET,
+    ) -> list[ResolveResult]:
+        self._asked += 1
+        detour = self._asked in self._numbers
+        self.taken += detour
+        port = self._other if detour else self._server
+        return [ResolveResult(host, "127.0.0.1", port, family, 0, 0)]  # type: ignore[misc]
+
+    async def close(self) -> None:
+        pass
+
+
+class Resetting(asyncio.Protocol):
+    """A server that resets every connection before a byte of a request is read."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        at_once = struct.pack("ii", 1, 0)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
