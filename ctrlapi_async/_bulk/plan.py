@@ -247,7 +247,7 @@ class StopPlan:
         if why is not None:  # in one request again, as they were
             self._recovery.receive(job.part(unread), why, now, proven)
         if unresolved and job.kind is JobKind.VERIFY:
-            self._recovery.stop_again(job.part(unresolved))
+            self._recovery.stop_again(job.part(unresolved), now)
         elif unresolved:
             error = ReplyError("no clear answer about some tasks in the reply to TaskStop", where)
             self._recovery.verify(job.part(unresolved), job.lost or error, now)

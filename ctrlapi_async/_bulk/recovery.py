@@ -91,7 +91,7 @@ class Recovery:
             error,
             proven=method in proven if isinstance(error, UndefinedMethodError) else bool(proven),
             only_project=len(self.projects) == 1,
-            spoiled=self._may_be_spoiled(job),
+            spoiled=self._may_be_spoiled(job, error),
         )
         if action is Action.SINGLE_OUT and isinstance(error, TasksDeniedError):
             self._denials.refused(job, error, now)
@@ -126,14 +126,15 @@ class Recovery:
     def _others_succeed(self, job: Job) -> bool:
         return self._successes[job.kind.method] > job.successes_at_first
 
-    def _may_be_spoiled(self, job: Job) -> bool:
+    def _may_be_spoiled(self, job: Job, error: CtrlApiError) -> bool:
         """Return whether one of a job's tasks may be why it fails.
 
-        Either it fails again while others succeed, or it has failed often, and there may be no
-        others: then halves of it are tried once.
+        Either it fails again while others succeed, unless it is told to slow down; or it has
+        failed often, and there may be no others: then halves of it are tried once.
         """
         often = job.attempt >= self._policy.attempts // 2
-        return job.attempt > 1 and (self._others_succeed(job) or (often and not job.singled_out))
+        alone = self._others_succeed(job) and Trait.SLOW_DOWN not in traits_of(error)
+        return job.attempt > 1 and (alone or (often and not job.singled_out))
 
     def _halve(self, job: Job, error: CtrlApiError) -> None:
         may_be_spoiled = Trait.TASK_MAY_CAUSE in traits_of(error)
@@ -182,19 +183,28 @@ class Recovery:
         )
         self._schedule.back_off(verify, now + pause)
 
-    def stop_again(self, job: Job) -> None:
-        """Send the stop again of tasks that a lost stop did not stop."""
+    def stop_again(self, job: Job, now: float) -> None:
+        """Send the stop again of tasks that a lost stop did not stop.
+
+        At once, unless the server wants fewer requests: the one that has just told would be
+        followed by one that is refused.
+        """
         stop = evolve(job, kind=JobKind.STOP, attempt=job.stops)
         lost = cast("CtrlApiError", job.lost)
         if stop.attempt >= self._policy.attempts:
             self._give_up(stop, lost)
         elif (
-            stop.size > 1 and Trait.TASK_MAY_CAUSE in traits_of(lost) and self._may_be_spoiled(stop)
+            stop.size > 1
+            and Trait.TASK_MAY_CAUSE in traits_of(lost)
+            and self._may_be_spoiled(stop, lost)
         ):
             self._halve(stop, lost)
         else:
-            log_repeat(stop.kind.method, stop.size, lost, stop.attempt + 1, 0.0)
-            self._schedule.queue(stop)
+            slow_down = Trait.SLOW_DOWN in traits_of(lost)
+            pause = self._pause(stop.attempt, lost) if slow_down else 0.0
+            log_repeat(stop.kind.method, stop.size, lost, stop.attempt + 1, pause)
+            self._schedule.back_off(stop, now + pause)
+            self._schedule.wake(now)
 
     # --- pauses and endings -------------------------------------------------------------------
 
