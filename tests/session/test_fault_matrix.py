@@ -16,6 +16,8 @@ from attrs import evolve, field, frozen
 
 from ctrlapi_async import (
     AuthError,
+    Batching,
+    ControlSession,
     CtrlApiError,
     HttpError,
     MethodError,
@@ -26,7 +28,6 @@ from ctrlapi_async import (
     StopIncompleteError,
     StopReport,
     StopResult,
-    TaskStatus,
     UndefinedMethodError,
     UserUnavailableError,
 )
@@ -46,8 +47,6 @@ from tests.support.simulated import (
     STATUS,
     STOP,
     ended,
-    letters,
-    open_session,
     rewrite_rows,
     simulated,
 )
@@ -70,24 +69,28 @@ AT_ONCE: Final = RetryPolicy(attempts=ATTEMPTS, wait_initial=0)
 
 
 def script(
-    fault: Fault | None, method: str | None, number: int, *, always: bool = False
+    fault: Fault, method: str, number: int, *, always: bool
 ) -> Callable[[RequestRecord], Fault | None]:
     """Return a script of one fault: for the request of that number, or for all from it on."""
 
     def choose(record: RequestRecord) -> Fault | None:
-        own = record.number if method is None else record.numbers.get(method, 0)
+        own = record.numbers.get(method, 0)
         return fault if own == number or (always and own > number) else None
 
     return choose
 
 
 async def stop_all(
-    api: ControlApiSimulator, task_ids: Iterable[int], *, url: str | None = None, **more: Any
+    api: ControlApiSimulator,
+    task_ids: Iterable[int],
+    *,
+    url: str | None = None,
+    client: aiohttp.ClientSession | None = None,
 ) -> tuple[StopReport, StopIncompleteError | None]:
     """Stop tasks in a session of their own, in chunks of five, one after the other."""
-    session = open_session(api, 5, 1, retry=more.pop("retry", AT_ONCE), **more)
-    if url is not None:
-        session._transport.url = session._transport.url.with_host(url)  # type: ignore[misc]
+    session = ControlSession(
+        url or api.url, 1, client=client, batching=Batching(5, 1), retry=AT_ONCE
+    )
     async with session:
         return await ended(session.stop_running(2, task_ids))
 
@@ -461,7 +464,11 @@ class Detours(AbstractResolver):
         detour = self._asked in self._numbers
         self.taken += detour
         port = self._other if detour else self._server
-        return [ResolveResult(host, "127.0.0.1", port, family, 0, 0)]  # type: ignore[misc]
+        return [
+            ResolveResult(
+                hostname=host, host="127.0.0.1", port=port, family=family, proto=0, flags=0
+            )
+        ]
 
     async def close(self) -> None:
         pass
@@ -475,3 +482,51 @@ class Resetting(asyncio.Protocol):
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
         assert isinstance(transport, asyncio.Transport)
         transport.abort()
+
+
+UNREACHABLE: Final = {
+    # Whether the connection is accepted: what tasks end as that run and cannot be stopped.
+    "connect refused": (False, NOT_SENT, "was not reached"),
+    "reset before send": (True, UNCONFIRMED, BROKEN),
+}
+
+
+@pytest.mark.parametrize("always", [False, True], ids=["once", "always"])
+@pytest.mark.parametrize("place", range(len(REQUESTS)))
+@pytest.mark.parametrize(("accepts", "result", "words"), UNREACHABLE.values(), ids=UNREACHABLE)
+@simulated()
+async def test_matrix_of_lost_connections(
+    api: ControlApiSimulator,
+    place: int,
+    words: str,
+    result: StopResult,
+    *,
+    accepts: bool,
+    always: bool,
+) -> None:
+    loop = asyncio.get_running_loop()
+    api.add_tasks(RUNNING)
+    api.add_tasks(ENDED, "Completed")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        port = nobody.getsockname()[1]
+        server = await loop.create_server(Resetting, "127.0.0.1", 0) if accepts else None
+        if server is not None:
+            port = server.sockets[0].getsockname()[1]
+        numbers = range(place + 1, 1000 if always else place + 2)
+        detours = Detours(api.port, port, numbers)
+        connector = aiohttp.TCPConnector(resolver=detours, force_close=True, use_dns_cache=False)
+        async with aiohttp.ClientSession(connector=connector) as client:
+            report, error = await stop_all(api, TASKS, url="http://api.example", client=client)
+        if server is not None:
+            server.close()
+            await server.wait_closed()
+    results = {n: outcome.result for n, outcome in report.items()}
+    if not always:
+        assert error is None
+        assert results == NORMAL
+        assert report.stats.retries == detours.taken == 1
+        return
+    seen = {n for method, ids in REQUESTS[:place] if method == STATUS for n in ids}
+    assert results == {n: result if n in seen else NOT_SENT for n in TASKS} | before(place)
+    assert_told(report, error, Effect(errors=RequestError, words=words))

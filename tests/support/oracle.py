@@ -179,9 +179,9 @@ class Oracle:
         assert known.stop is not Fate.ACCEPTED, f"a second stop of {known}"
         if self.check or known.stop is not Fate.NONE:
             assert known.heard_since, f"a stop of {known} without a look at it"
-            assert (
-                known.status is None and not self.check
-            ) or known.status == RUNNING, f"a stop of {known}"
+            assert (known.status is None and not self.check) or known.status == RUNNING, (
+                f"a stop of {known}"
+            )
 
     def heard(self, method: str, calls: Calls, answers: Sequence[Answer] | Answer) -> None:
         """Note the answers to a request's calls, or what the request as a whole met."""
@@ -209,9 +209,7 @@ class Oracle:
                 known.stop, known.lost = Fate.LOST, True
                 known.failures += 1
 
-    def _hear_status(
-        self, project_id: int, task_ids: Sequence[int] | None, answer: Answer
-    ) -> None:
+    def _hear_status(self, project_id: int, task_ids: Sequence[int] | None, answer: Answer) -> None:
         if answer.facts is None:
             for task_id in task_ids or ():
                 for one in self.chain(task_id):
