@@ -148,6 +148,7 @@ class ConcurrencyLimiter:
         self._longest_wait = longest_wait
         self._ceiling = IdCeiling()
         self._taken = 0
+        self._all_in_use_at = float("-inf")
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._slot = _Slot(self)
@@ -179,7 +180,7 @@ class ConcurrencyLimiter:
     async def acquire(self) -> None:
         """Wait for a slot."""
         if not self._waiters and self._may_send():
-            self._taken += 1
+            self._take()
             return
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
@@ -212,8 +213,10 @@ class ConcurrencyLimiter:
             error: What it met; None after a good reply.
         """
         traits = None if error is None else traits_of(error)
-        all_in_use = self._taken >= self._strategy.slots
-        self._strategy.finished(Finished(sent_at, now, size, traits, all_in_use))
+        # A slot is free for a moment whenever a reply has come, and that says nothing.
+        all_in_use = self._all_in_use_at >= sent_at
+        alone = self._taken <= 1
+        self._strategy.finished(Finished(sent_at, now, size, traits, all_in_use, alone))
         if traits is None:
             self._backoff.succeeded()
             self._ceiling.succeeded(size)
@@ -236,6 +239,11 @@ class ConcurrencyLimiter:
                 logger.warning("request too large: %d task ids at most from now on", self.max_ids)
         self._give_out()
 
+    def _take(self) -> None:
+        self._taken += 1
+        if self._taken >= self._strategy.slots:
+            self._all_in_use_at = asyncio.get_running_loop().time()
+
     def _may_send(self) -> bool:
         return self._taken < self._strategy.slots and (
             not self.resume_at or asyncio.get_running_loop().time() >= self.resume_at
@@ -245,7 +253,7 @@ class ConcurrencyLimiter:
         while self._waiters and self._may_send():
             waiter = self._waiters.popleft()
             if not waiter.done():  # else cancelled, and its task has not run since
-                self._taken += 1
+                self._take()
                 waiter.set_result(None)
         self._arm_timer()
 

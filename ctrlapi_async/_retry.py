@@ -19,7 +19,7 @@ logger = logging.getLogger("ctrlapi_async")
 def pause_after(
     policy: RetryPolicy, attempt: int, error: Exception, random: Callable[[], float]
 ) -> float:
-    """Return the seconds to wait after an attempt: what the server asks for, or full jitter.
+    """Return the seconds to wait after an attempt: full jitter, but what the server asks for.
 
     Args:
         policy: The bounds of waits of the client's own choice.
@@ -27,9 +27,9 @@ def pause_after(
         error: What it met.
         random: Returns a random number from 0 to below 1.
     """
-    if isinstance(error, HttpError) and error.retry_after is not None:
-        return error.retry_after
-    return random() * policy.wait_bound(max(attempt, 1))
+    asked = (error.retry_after or 0.0) if isinstance(error, HttpError) else 0.0
+    # Not just what is asked for: repeats that come in step with each other would go on so.
+    return max(asked, random() * policy.wait_bound(max(attempt, 1)))
 
 
 def last_moment(policy: RetryPolicy, first_fault_at: float) -> float:

@@ -219,6 +219,18 @@ class StopPlan:
             self._receive_answers(job, reply, now, proven)
         self._conclude(now)
 
+    def receive_part(self, job: Job, rows: Rows, now: float) -> None:
+        """Note a part of the answer to a job that asks for all active tasks of a project.
+
+        Args:
+            job: The job; `receive` comes after its last part.
+            rows: Some of the rows, those of a restart chain together.
+            now: The time in seconds.
+        """
+        if not self.done:
+            [call] = job.calls
+            self._reconciler.receive(job, call, rows, now)
+
     def _receive_answers(
         self,
         job: Job,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, cast
 from attrs import evolve
 
 from ctrlapi_async._bulk.decisions import Action, decide
-from ctrlapi_async._bulk.jobs import JobKind, JobState, listed_ids
+from ctrlapi_async._bulk.jobs import Job, JobKind, listed_ids
 from ctrlapi_async._errors import (
     CtrlApiError,
     TasksDeniedError,
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from ctrlapi_async._bulk.denials import Denials
-    from ctrlapi_async._bulk.jobs import Job
     from ctrlapi_async._bulk.reconcile import Reconciler
     from ctrlapi_async._bulk.schedule import Schedule
     from ctrlapi_async._models import RetryPolicy
@@ -129,11 +128,22 @@ class Recovery:
     def _may_be_spoiled(self, job: Job, error: CtrlApiError) -> bool:
         """Return whether one of a job's tasks may be why it fails.
 
+<<<<<<< HEAD
         Either it fails again while others succeed, unless it is told to slow down; or it has
         failed often, and there may be no others: then halves of it are tried once.
         """
         often = job.attempt >= self._policy.attempts // 2
         alone = self._others_succeed(job) and Trait.SLOW_DOWN not in traits_of(error)
+=======
+        Either it fails again while others succeed, or it has failed often, and there may be no
+        others: then halves of it are tried once. A server that wants fewer requests refuses some
+        and takes others, whatever the tasks; only if that happens often are halves tried.
+        """
+        often = job.attempt >= self._policy.attempts // 2
+        alone = self._others_succeed(job) and (
+            job.singled_out or Trait.SLOW_DOWN not in traits_of(error)
+        )
+>>>>>>> core
         return job.attempt > 1 and (alone or (often and not job.singled_out))
 
     def _halve(self, job: Job, error: CtrlApiError) -> None:
@@ -163,14 +173,7 @@ class Recovery:
 
     def verify(self, job: Job, error: CtrlApiError, now: float) -> None:
         """Ask what became of stops of unknown fate, after a pause."""
-        verify = evolve(
-            job,
-            kind=JobKind.VERIFY,
-            attempt=0,
-            stops=job.attempt,
-            lost=error,
-            state=JobState.QUEUED,
-        )
+        verify = Job(JobKind.VERIFY, job.calls, stop=job, lost=error)
         if (refusal := self._impossible_wait(job, error, now)) is not None:
             self._end_run(verify, refusal)
             return
@@ -184,13 +187,18 @@ class Recovery:
         self._schedule.back_off(verify, now + pause)
 
     def stop_again(self, job: Job, now: float) -> None:
+<<<<<<< HEAD
         """Send the stop again of tasks that a lost stop did not stop.
 
         At once, unless the server wants fewer requests: the one that has just told would be
         followed by one that is refused.
         """
         stop = evolve(job, kind=JobKind.STOP, attempt=job.stops)
+=======
+        """Send the stop again of tasks that a lost stop did not stop."""
+>>>>>>> core
         lost = cast("CtrlApiError", job.lost)
+        stop = evolve(cast("Job", job.stop).part(job.calls), lost=lost)
         if stop.attempt >= self._policy.attempts:
             self._give_up(stop, lost)
         elif (
@@ -199,6 +207,11 @@ class Recovery:
             and self._may_be_spoiled(stop, lost)
         ):
             self._halve(stop, lost)
+        elif Trait.SLOW_DOWN in traits_of(lost):
+            # Right after the check it would be one request too many again.
+            self._schedule.back_off(
+                stop, now + self._random() * self._policy.wait_bound(stop.attempt)
+            )
         else:
             slow_down = Trait.SLOW_DOWN in traits_of(lost)
             pause = self._pause(stop.attempt, lost) if slow_down else 0.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from enum import Enum
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 from attrs import define, field
 
@@ -29,7 +29,7 @@ SENT_TEXT: Final = "Stop request was sent"
 UNAVAILABLE_TEXT: Final = "Stopping task is unavailable"
 PENDING: Final = ("Scheduled", "Explore")
 
-Calls = "Sequence[tuple[int, Sequence[int] | None]]"
+Calls: TypeAlias = "Sequence[tuple[int, Sequence[int] | None]]"
 """Project and task ids of each call of a request; None: all active tasks."""
 
 
@@ -179,9 +179,9 @@ class Oracle:
         assert known.stop is not Fate.ACCEPTED, f"a second stop of {known}"
         if self.check or known.stop is not Fate.NONE:
             assert known.heard_since, f"a stop of {known} without a look at it"
-            assert (known.status is None and not self.check) or known.status == RUNNING, (
-                f"a stop of {known}"
-            )
+            assert (
+                known.status is None and not self.check
+            ) or known.status == RUNNING, f"a stop of {known}"
 
     def heard(self, method: str, calls: Calls, answers: Sequence[Answer] | Answer) -> None:
         """Note the answers to a request's calls, or what the request as a whole met."""
@@ -209,7 +209,9 @@ class Oracle:
                 known.stop, known.lost = Fate.LOST, True
                 known.failures += 1
 
-    def _hear_status(self, project_id: int, task_ids: Sequence[int] | None, answer: Answer) -> None:
+    def _hear_status(
+        self, project_id: int, task_ids: Sequence[int] | None, answer: Answer
+    ) -> None:
         if answer.facts is None:
             for task_id in task_ids or ():
                 for one in self.chain(task_id):
