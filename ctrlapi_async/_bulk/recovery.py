@@ -128,13 +128,6 @@ class Recovery:
     def _may_be_spoiled(self, job: Job, error: CtrlApiError) -> bool:
         """Return whether one of a job's tasks may be why it fails.
 
-<<<<<<< HEAD
-        Either it fails again while others succeed, unless it is told to slow down; or it has
-        failed often, and there may be no others: then halves of it are tried once.
-        """
-        often = job.attempt >= self._policy.attempts // 2
-        alone = self._others_succeed(job) and Trait.SLOW_DOWN not in traits_of(error)
-=======
         Either it fails again while others succeed, or it has failed often, and there may be no
         others: then halves of it are tried once. A server that wants fewer requests refuses some
         and takes others, whatever the tasks; only if that happens often are halves tried.
@@ -143,7 +136,6 @@ class Recovery:
         alone = self._others_succeed(job) and (
             job.singled_out or Trait.SLOW_DOWN not in traits_of(error)
         )
->>>>>>> core
         return job.attempt > 1 and (alone or (often and not job.singled_out))
 
     def _halve(self, job: Job, error: CtrlApiError) -> None:
@@ -187,16 +179,7 @@ class Recovery:
         self._schedule.back_off(verify, now + pause)
 
     def stop_again(self, job: Job, now: float) -> None:
-<<<<<<< HEAD
-        """Send the stop again of tasks that a lost stop did not stop.
-
-        At once, unless the server wants fewer requests: the one that has just told would be
-        followed by one that is refused.
-        """
-        stop = evolve(job, kind=JobKind.STOP, attempt=job.stops)
-=======
         """Send the stop again of tasks that a lost stop did not stop."""
->>>>>>> core
         lost = cast("CtrlApiError", job.lost)
         stop = evolve(cast("Job", job.stop).part(job.calls), lost=lost)
         if stop.attempt >= self._policy.attempts:
@@ -207,14 +190,10 @@ class Recovery:
             and self._may_be_spoiled(stop, lost)
         ):
             self._halve(stop, lost)
-        elif Trait.SLOW_DOWN in traits_of(lost):
-            # Right after the check it would be one request too many again.
-            self._schedule.back_off(
-                stop, now + self._random() * self._policy.wait_bound(stop.attempt)
-            )
         else:
+            # Right after the check it would be one request too many for a server that wants fewer.
             slow_down = Trait.SLOW_DOWN in traits_of(lost)
-            pause = self._pause(stop.attempt, lost) if slow_down else 0.0
+            pause = self._random() * self._policy.wait_bound(stop.attempt) if slow_down else 0.0
             log_repeat(stop.kind.method, stop.size, lost, stop.attempt + 1, pause)
             self._schedule.back_off(stop, now + pause)
             self._schedule.wake(now)
