@@ -72,9 +72,10 @@ def _documented_row(task_id: int, initial: int, status: str) -> str:
     total = "Errors" if task_id % 7 == 0 else "Passed"
     return (
         f'{{"task_id":{task_id},"initial_task_id":{initial},"status":"{status}",'
-        f'"test_results":{{"total":"{total}"}},"name":"channel {initial % 400}",'
-        f'"uri":"/mnt/media/ingest/2026-11/{initial:09d}.mxf","template_id":{3 + task_id % 5},'
-        f'"app_id":{1 + task_id % 16},"priority":{task_id % 10},"start":"2026-11-02 08:15:30"}}'
+        f'"name":"channel {initial % 400}","uri":"/mnt/media/ingest/2026-11/{initial:09d}.mxf",'
+        f'"template_id":{3 + task_id % 5},"app_id":{1 + task_id % 16},"priority":{task_id % 10},'
+        f'"start":"2026-11-02 08:15:30","source":{{"status":"Opened","error":null}},'
+        f'"test_results":{{"total":"{total}"}}}}'
     )
 
 

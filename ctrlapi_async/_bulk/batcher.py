@@ -68,7 +68,9 @@ class _Batch:
                 continue
             if isinstance(error, Exception):
                 causes = error.exceptions if isinstance(error, StopIncompleteError) else [error]
-                nothing = StopOutcome(task_id, project_id, StopResult.NOT_SENT, None, text_of(error))
+                nothing = StopOutcome(
+                    task_id, project_id, StopResult.NOT_SENT, None, text_of(error)
+                )
                 outcome = report.get(task_id, nothing)
                 self.answer(task_id, _incomplete(outcome, causes, report.stats))
             else:
@@ -120,7 +122,7 @@ class Batcher:
     async def _serve(self, batch: _Batch) -> None:
         """Run a batch, and answer those callers whose task has an answer."""
         if self._closed:
-            raise _closed_error()
+            raise closed_error()
         batch.run = self._make_run(batch.targets())
         async with StopRun(batch.run) as run:
             async for outcome in run:
@@ -137,12 +139,13 @@ class Batcher:
         self._closed = True
         for batch in self._waiting:
             batch.timer.cancel()
-            batch.answer_rest(_closed_error())
+            batch.answer_rest(closed_error())
         self._waiting.clear()
         await until_done(self._tasks)
 
 
-def _closed_error() -> RequestError:
+def closed_error() -> RequestError:
+    """Return the error for what a closed session does not do any more."""
     return RequestError("the session was closed", sent=False)
 
 

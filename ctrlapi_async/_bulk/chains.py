@@ -9,19 +9,23 @@ with as chains; any other task stands for itself.
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from ctrlapi_async._models import TaskStatus, parse_status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from ctrlapi_async._errors import ReplyError
     from ctrlapi_async._protocol.replies import Row, Rows
     from ctrlapi_async._reports import Verdict
+
+NO_STATUS: Final = "its row has neither a status nor an error"
+
+_LIVENESS: Final = {TaskStatus.RUNNING: 2, TaskStatus.SCHEDULED: 1, TaskStatus.EXPLORE: 1}
+"""How much a task is alive, by its status; 0 for all others."""
 
 
 @define
@@ -38,7 +42,7 @@ class ChainFinding:
     rows: dict[int, Row]
     asked: list[int] = field(factory=list)
 
-    @cached_property
+    @property
     def current(self) -> Row:
         """The row of the live task, else of the newest."""
         return max(self.rows.values(), key=_liveness)
@@ -142,6 +146,35 @@ class ChainTable:
             del self._by_initial[oldest]
 
 
+def parts_of(answer: Rows, size: int) -> Iterator[Rows | None]:
+    """Yield a large answer in parts, with the rows of each restart chain in one of them.
+
+    Args:
+        answer: The answer; its rows are taken out.
+        size: Rows a part, more or less.
+
+    Yields:
+        A part, or None where nothing but time has passed.
+    """
+    restarts: dict[int, list[Row]] = {}
+    parts: list[list[Row]] = []
+    for start in range(0, len(answer.rows), size):
+        part: list[Row] = []
+        for row in answer.rows[start : start + size]:
+            if row.initial_task_id in (None, row.task_id):
+                part.append(row)
+            else:
+                restarts.setdefault(_initial(row), []).append(row)
+        parts.append(part)
+        yield None
+    answer.rows = []
+    for part in parts:
+        chained = [restarts.pop(row.task_id) for row in part if row.task_id in restarts]
+        yield evolve(answer, rows=part + [row for rows in chained for row in rows])
+    for rows in restarts.values():
+        yield evolve(answer, rows=rows)
+
+
 def read_statuses(answer: Rows, asked: list[int] | None) -> Findings:
     """Return what an answer to TaskStatus says.
 
@@ -170,7 +203,7 @@ def read_statuses(answer: Rows, asked: list[int] | None) -> Findings:
         elif row.status is not None:
             statuses.setdefault(row.status, []).append(task_id)
         else:
-            findings.refused.setdefault(row.error or "", []).append(task_id)
+            findings.refused.setdefault(row.error or NO_STATUS, []).append(task_id)
     _group(findings, statuses)
     findings.chains = [chain for chain in chains.values() if chain.asked]
     return findings
@@ -262,11 +295,7 @@ def _chain_members(by_task: dict[int, Row]) -> dict[int, dict[int, Row]]:
 
 
 def _liveness(row: Row) -> tuple[int, int]:
-    status = parse_status(row.status)
-    if status is TaskStatus.RUNNING:
-        return 2, row.task_id
-    pending = isinstance(status, TaskStatus) and status.pending
-    return int(pending), row.task_id
+    return _LIVENESS.get(parse_status(row.status), 0), row.task_id
 
 
 def stopped_tasks(answer: Rows, asked: list[int]) -> tuple[dict[int, Row], list[int]]:

@@ -9,7 +9,10 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ctrlapi_async._bulk.chains import parts_of
 from ctrlapi_async._errors import CtrlApiError, RequestError
+from ctrlapi_async._models import ALL_ACTIVE
+from ctrlapi_async._protocol.replies import Rows
 from ctrlapi_async._protocol.requests import TASK_STOP
 
 if TYPE_CHECKING:
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
     from ctrlapi_async._bulk.jobs import Job
     from ctrlapi_async._bulk.plan import StopPlan
     from ctrlapi_async._limiter import ConcurrencyLimiter
-    from ctrlapi_async._protocol.replies import Rows
     from ctrlapi_async._protocol.requests import TaskCall
 
 logger = logging.getLogger("ctrlapi_async")
@@ -28,7 +30,10 @@ NO_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType({})
 PATIENCE: Final = 1.0
 """Seconds that a cancelled task may take to clean up."""
 
-_Reply = list["Rows | CtrlApiError"] | CtrlApiError
+PART: Final = 2000
+"""Rows of an answer about all active tasks that are handed in at a time."""
+
+_Reply = list[Rows | CtrlApiError] | CtrlApiError
 
 
 class Sender(Protocol):
@@ -166,6 +171,7 @@ class Engine:
             if job is None:
                 return
             reply = await self._attempt(job)
+        await self._hand_in_parts(job, reply)
         self._plan.receive(job, reply, self.now, self._sender.proven)
 
     async def _attempt(self, job: Job) -> _Reply:
@@ -184,6 +190,19 @@ class Engine:
                 raise
             # Somebody else's doing. What becomes of the tasks must be known all the same.
             return RequestError("the request was cancelled by other code")
+
+    async def _hand_in_parts(self, job: Job, reply: _Reply) -> None:
+        """Hand in most of a large answer about all active tasks, with the loop's turns between."""
+        [call, *_] = job.calls
+        if call.task_ids is not ALL_ACTIVE or isinstance(reply, CtrlApiError):
+            return
+        [answer] = reply
+        if isinstance(answer, Rows) and len(answer.rows) > 2 * PART:
+            for part in parts_of(answer, PART):
+                if part is not None:
+                    self._plan.receive_part(job, part, self.now)
+                    self.advance()
+                await asyncio.sleep(0)
 
     def _reap(self, ended: Callable[[], None], task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Final, cast
 
@@ -11,14 +12,13 @@ from ctrlapi_async._bulk.decisions import Action, decide
 from ctrlapi_async._bulk.jobs import Job, JobKind, listed_ids
 from ctrlapi_async._errors import (
     CtrlApiError,
-    HttpError,
     TasksDeniedError,
     Trait,
     UndefinedMethodError,
     traits_of,
 )
 from ctrlapi_async._models import ALL_ACTIVE
-from ctrlapi_async._retry import last_moment, pause_after
+from ctrlapi_async._retry import impossible_wait, last_moment, log_repeat, pause_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ctrlapi_async._bulk.reconcile import Reconciler
     from ctrlapi_async._bulk.schedule import Schedule
     from ctrlapi_async._models import RetryPolicy
+
+logger = logging.getLogger("ctrlapi_async")
 
 SINGLED_OUT_ATTEMPTS: Final = 6
 """How often a request for one task is sent that fails while others succeed."""
@@ -150,11 +152,12 @@ class Recovery:
         attempts = self._policy.attempts
         if job.singled_out and job.size == 1 and self._others_succeed(job):
             attempts = min(attempts, SINGLED_OUT_ATTEMPTS)
-        due = now + self._pause(job.attempt, error)
+        pause = self._pause(job.attempt, error)
         if (refusal := self._impossible_wait(job, error, now)) is not None:
             self._end_run(job, refusal)
-        elif job.attempt < attempts and due <= self._last_moment(job, now):
-            self._schedule.back_off(job, due)
+        elif job.attempt < attempts and now + pause <= self._last_moment(job, now):
+            log_repeat(job.kind.method, job.size, error, job.attempt + 1, pause)
+            self._schedule.back_off(job, now + pause)
         elif Trait.FATAL in traits_of(error):
             self._end_run(job, error)
         else:
@@ -165,8 +168,15 @@ class Recovery:
         verify = Job(JobKind.VERIFY, job.calls, stop=job, lost=error)
         if (refusal := self._impossible_wait(job, error, now)) is not None:
             self._end_run(verify, refusal)
-        else:
-            self._schedule.back_off(verify, now + self._pause(job.attempt, error))
+            return
+        pause = self._pause(job.attempt, error)
+        logger.warning(
+            "TaskStop of %d tasks may have been carried out: TaskStatus in %.2f s, after: %s",
+            job.size,
+            pause,
+            error,
+        )
+        self._schedule.back_off(verify, now + pause)
 
     def stop_again(self, job: Job, now: float) -> None:
         """Send the stop again of tasks that a lost stop did not stop."""
@@ -186,6 +196,7 @@ class Recovery:
                 stop, now + self._random() * self._policy.wait_bound(stop.attempt)
             )
         else:
+            log_repeat(stop.kind.method, stop.size, lost, stop.attempt + 1, 0.0)
             self._schedule.queue(stop)
 
     # --- pauses and endings -------------------------------------------------------------------
@@ -199,14 +210,7 @@ class Recovery:
 
     def _impossible_wait(self, job: Job, error: CtrlApiError, now: float) -> CtrlApiError | None:
         """Return an error that says so if the server asks to wait for longer than the run can."""
-        if not isinstance(error, HttpError) or error.retry_after is None:
-            return None
-        if now + error.retry_after <= min(self._last_moment(job, now), self._deadline):
-            return None
-        return type(error)(
-            f"{error.args[0]}; it asks to wait {error.retry_after:g} s, longer than allowed here",
-            *error.args[1:],
-        )
+        return impossible_wait(error, now, min(self._last_moment(job, now), self._deadline))
 
     def _give_up(self, job: Job, error: Exception) -> None:
         for call in job.calls:

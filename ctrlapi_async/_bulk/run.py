@@ -42,6 +42,7 @@ class RunContext:
         retry: When and how often requests are repeated.
         check_open: Raises RuntimeError if the session is not open.
         runs: The runs that go on.
+        unknown_statuses: Statuses that were warned about already.
     """
 
     sender: Sender
@@ -50,6 +51,7 @@ class RunContext:
     retry: RetryPolicy
     check_open: Callable[[], None]
     runs: set[BulkRun] = field(factory=set)
+    unknown_statuses: set[str] = field(factory=set)
 
 
 class _State(Enum):
@@ -103,6 +105,7 @@ class BulkRun:
             random=random.random,
             streaming=self._targets.stream is not None,
             on_row=self._on_row,
+            unknown_statuses=self._context.unknown_statuses,
         )
 
     # --- start and end ------------------------------------------------------------------------

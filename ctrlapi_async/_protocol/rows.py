@@ -69,6 +69,12 @@ class Rows:
     unreadable: list[ReplyError] = field(factory=list)
     unreadable_tasks: dict[int, ReplyError] = field(factory=dict)
 
+    def extend(self, others: Rows) -> None:
+        """Add the rows of another piece of the same result."""
+        self.rows += others.rows
+        self.unreadable += others.unreadable
+        self.unreadable_tasks |= others.unreadable_tasks
+
 
 class Entry(msgspec.Struct, Generic[T]):
     """One call's part of a reply."""

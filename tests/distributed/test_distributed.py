@@ -73,12 +73,13 @@ BY_DEAD_WORKER = "found Canceled after a worker died that may have stopped it"
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Run two worker processes, in a loop of their own so that the tests can share them."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         yield cluster
 
 
 @pytest.fixture
 async def client(cluster: Any) -> AsyncIterator[Client]:
+    client: Any
     async with Client(cluster.scheduler_address, asynchronous=True) as client:
         await client.wait_for_workers(2)
         yield client
@@ -146,7 +147,6 @@ def test_parts_are_large_and_one_a_worker(total: int, workers: int, sizes: list[
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        ((SENT, RUNNING), (SENT, RUNNING)),
         ((ENDED, SCHEDULED, None, 1064), (ENDED, SCHEDULED, None, 1064)),
         ((ENDED, CANCELED), (SENT, CANCELED, BY_DEAD_WORKER)),
         ((ENDED, CANCELED, None, 1064), (SENT, CANCELED, BY_DEAD_WORKER, 1064)),
@@ -226,7 +226,7 @@ async def test_bad_clients_and_factories_are_named(
             await stop_running_on(client, {}, session_factory=ONE_BY_ONE)
     with pytest.raises(TypeError, match="session_factory must be callable, not 'a client'"):
         await stop_running_on(client, {}, session_factory=nobody)
-    generator = (number for number in range(3))
+    generator: Any = (number for number in range(3))
     with pytest.raises(TypeError, match=r"servers and session_factory must pickle: .*generator"):
         await stop_running_on(client, {}, session_factory=partial(ONE_BY_ONE, auth=generator))
 
@@ -391,7 +391,7 @@ async def test_a_shard_under_which_workers_keep_dying_is_given_up(
 
 
 async def test_a_client_that_closes_leaves_its_tasks_unconfirmed(
-    cluster: Any, client: Client, api: ControlApiSimulator
+    cluster: Any, client: Any, api: ControlApiSimulator
 ) -> None:
     api.add_tasks([5, 6])
     gate = api.hold("TaskStop")
