@@ -40,6 +40,10 @@ class Verdict:
     error: str | None = None
     restarted_as: int | None = None
 
+    def of_restart(self, restarted_as: int | None) -> Verdict:
+        """Return the verdict of a task that was restarted as another with this verdict."""
+        return Verdict(self.project_id, self.result, self.status, self.error, restarted_as)
+
     def outcome(self, task_id: int) -> StopOutcome:
         """Return the outcome of a task that has this verdict."""
         return StopOutcome(

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ctrlapi_async._errors import CtrlApiError, HttpError
 from ctrlapi_async._models import AllActive
+from ctrlapi_async._protocol.pieces import PIECE, pieces
 from ctrlapi_async._protocol.replies import Rows, decode_result, decode_rows
 from ctrlapi_async._protocol.requests import TaskCall, encode_request, task_params
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from ctrlapi_async._limiter import ConcurrencyLimiter
     from ctrlapi_async._transport import Transport
@@ -70,11 +71,31 @@ class RequestSender:
         answers = await self._exchange(
             list(zip(methods, params, strict=True)),
             sum(1 if isinstance(ids, AllActive) else len(ids) for _, ids in calls),
-            lambda body, first_id: decode_rows(body, methods, first_id, keep_bytes=keep_bytes),
+            lambda body, first_id: self._decode(body, methods, first_id, keep_bytes=keep_bytes),
         )
         if any(isinstance(answer, Rows) for answer in answers):
             self.proven.add(method)
-        return [self._redacted_answer(answer) for answer in answers]
+        return answers
+
+    async def _decode(
+        self, body: bytes, methods: Sequence[str], first_id: int, *, keep_bytes: bool
+    ) -> list[Rows | CtrlApiError]:
+        """Return the answer to each call; large replies are read in steps."""
+        if len(methods) > 1 or len(body) <= 2 * PIECE:
+            answers = decode_rows(body, methods, first_id, keep_bytes=keep_bytes)
+            return [self._redacted_answer(answer) for answer in answers]
+        whole: Rows | None = None
+        for piece in pieces(body):
+            [answer] = decode_rows(piece, methods, first_id, keep_bytes=keep_bytes)
+            answer = self._redacted_answer(answer)
+            if isinstance(answer, CtrlApiError):
+                return [answer]
+            if whole is None:
+                whole = answer
+            else:
+                whole.extend(answer)
+            await asyncio.sleep(0)
+        return [whole] if whole is not None else []
 
     async def call(self, method: str, params: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
         """Send one request with a call of any method and return the raw result.
@@ -87,9 +108,10 @@ class RequestSender:
             CtrlApiError: What the request or the call met.
             TypeError: JSON cannot hold the params.
         """
-        result = await self._exchange(
-            [(method, params)], 1, lambda body, call_id: decode_result(body, method, call_id)
-        )
+        async def decode(body: bytes, call_id: int) -> Any:  # noqa: ANN401 - JSON
+            return decode_result(body, method, call_id)
+
+        result = await self._exchange([(method, params)], 1, decode)
         self.proven.add(method)
         return result
 
@@ -97,7 +119,7 @@ class RequestSender:
         self,
         calls: Sequence[tuple[str, Mapping[str, Any]]],
         size: int,
-        decode: Callable[[bytes, int], T],
+        decode: Callable[[bytes, int], Awaitable[T]],
     ) -> T:
         first_id = self._next_id
         self._next_id += len(calls)
@@ -108,7 +130,7 @@ class RequestSender:
         fate = "no answer"
         try:
             reply = await self._transport.post(body, trace={"method": method, "tasks": size})
-            result = decode(reply, first_id)
+            result = await decode(reply, first_id)
         except CtrlApiError as caught:
             error = self._redacted(caught)
             fate = str(caught.status) if isinstance(caught, HttpError) else type(caught).__name__

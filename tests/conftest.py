@@ -74,9 +74,9 @@ async def _no_task_left() -> AsyncIterator[None]:
 
 
 @pytest.fixture
-async def api() -> AsyncIterator[ControlApiSimulator]:
+def api() -> Iterator[ControlApiSimulator]:
     """Run a simulator."""
-    async with ControlApiSimulator() as simulator:
+    with ControlApiSimulator() as simulator:
         yield simulator
 
 

@@ -58,7 +58,7 @@ class Job:
         state: Where it is.
         due: When it is queued again, in seconds, if it is backing off.
         attempt: How often it was sent.
-        stops: How often a stop was sent for its tasks, if the latest one is being verified.
+        stop: The stop that is being verified, with its own repeats and failures.
         first_fault_at: When it first failed, in seconds.
         successes_seen: How many requests of the run had succeeded when it last failed.
         successes_at_first: How many had succeeded when it first failed.
@@ -73,7 +73,7 @@ class Job:
     state: JobState = JobState.QUEUED
     due: float = 0.0
     attempt: int = 0
-    stops: int = 0
+    stop: Job | None = None
     first_fault_at: float | None = None
     successes_seen: int = 0
     successes_at_first: int = 0

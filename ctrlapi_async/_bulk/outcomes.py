@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from itertools import repeat
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
-
-from attrs import evolve
 
 from ctrlapi_async._bulk.chains import ChainTable
 from ctrlapi_async._models import StopResult, TaskStatus
@@ -17,6 +16,11 @@ if TYPE_CHECKING:
 
     from ctrlapi_async._bulk.chains import Chain
     from ctrlapi_async._models import StopOutcome
+
+logger = logging.getLogger("ctrlapi_async")
+
+MAX_WARNINGS: Final = 100
+"""Unknown statuses that are warned about."""
 
 CHAINS_KEPT: Final = 10_000
 """Restart chains with a final outcome that a run without a report remembers."""
@@ -125,10 +129,12 @@ class Outcomes:
 
     Args:
         collect: Whether final outcomes are kept; if not, only their counts are.
+        unknown_statuses: Statuses that were warned about already.
     """
 
-    def __init__(self, *, collect: bool) -> None:
+    def __init__(self, *, collect: bool, unknown_statuses: set[str] | None = None) -> None:
         self.store = OutcomeStore(collect=collect)
+        self._unknown_statuses = set() if unknown_statuses is None else unknown_statuses
         self._chains: dict[int, ChainTable] = {}
         self._verdicts: dict[tuple[object, ...], Verdict] = {}
 
@@ -181,7 +187,12 @@ class Outcomes:
             self.join_closed(chain, asked)
 
     def settle_known(
-        self, project_id: int, task_ids: list[int], result: StopResult | None, error: str | None
+        self,
+        project_id: int,
+        task_ids: list[int],
+        result: StopResult | None,
+        error: str | None,
+        seen: TaskStatus | None = None,
     ) -> None:
         """Give tasks a final outcome with the status that they were last seen with.
 
@@ -190,6 +201,7 @@ class Outcomes:
             task_ids: The tasks.
             result: The result; None for the one that was noted.
             error: The error's text; None for the one that was noted.
+            seen: The status, if none was noted.
         """
         groups: dict[Verdict, list[int]] = {}
         verdicts = self.store.verdicts
@@ -203,7 +215,7 @@ class Outcomes:
                 project_id,
                 members,
                 result or known.result,
-                known.status,
+                known.status or seen,
                 error or known.error,
             )
 
@@ -211,7 +223,7 @@ class Outcomes:
         """Give tasks the outcome of their chain."""
         verdict = cast("Verdict", chain.verdict)
         for group, restarted_as in _by_restart(chain.target, task_ids):
-            self.store.settle(group, evolve(verdict, restarted_as=restarted_as))
+            self.store.settle(group, verdict.of_restart(restarted_as))
 
     def _shared(
         self,
@@ -227,7 +239,7 @@ class Outcomes:
         yield plain, verdict
         for chain in chains:
             for group, restarted_as in _by_restart(chain.target, chain.asked):
-                yield group, evolve(verdict, restarted_as=restarted_as)
+                yield group, verdict.of_restart(restarted_as)
 
     def _verdict(
         self,
@@ -238,6 +250,8 @@ class Outcomes:
         restarted_as: int | None = None,
     ) -> Verdict:
         """Return a verdict; the usual ones are made once and shared."""
+        if isinstance(status, str) and not isinstance(status, TaskStatus):
+            self._warn_of(status)
         if (
             error is not None
             or restarted_as is not None
@@ -249,6 +263,11 @@ class Outcomes:
         if verdict is None:
             verdict = self._verdicts[key] = Verdict(project_id, result, status)
         return verdict
+
+    def _warn_of(self, status: str) -> None:
+        if status not in self._unknown_statuses and len(self._unknown_statuses) < MAX_WARNINGS:
+            self._unknown_statuses.add(status)
+            logger.warning("unknown status %.100r: taken for not Running", status)
 
     # --- what is known now --------------------------------------------------------------------
 

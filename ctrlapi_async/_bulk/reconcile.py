@@ -139,8 +139,7 @@ class Reconciler:
             return self._receive_verify(job, call.project_id, found, now)
         for status, task_ids in found.by_status.items():
             self._place(job.kind, call.project_id, task_ids, status, now)
-        for chain in found.chains:
-            self._place_chain(job.kind, call.project_id, chain, now)
+        self._place_chains(job.kind, call.project_id, found.chains, now)
         return []
 
     # --- TaskStatus ---------------------------------------------------------------------------
@@ -161,10 +160,9 @@ class Reconciler:
         elif status is TaskStatus.RUNNING and self._options.dry_run:
             outcomes.settle(project_id, task_ids, StopResult.WOULD_STOP, status)
         elif status is TaskStatus.RUNNING:
-            exhausted = [n for n in task_ids if self._refusals[n] >= EXPLAIN_ROUNDS]
-            if exhausted:
+            if exhausted := self._exhausted(task_ids):
                 outcomes.settle_known(project_id, exhausted, None, None)
-                task_ids = [n for n in task_ids if self._refusals[n] < EXPLAIN_ROUNDS]
+                task_ids = [n for n in task_ids if n not in exhausted]
             schedule.running.add(project_id, task_ids, now)
         elif self.waiting_pending and _is_pending(status):
             outcomes.mark(project_id, task_ids, StopResult.NOT_RUNNING, status)
@@ -174,6 +172,13 @@ class Reconciler:
             result = StopResult.UNAVAILABLE if explained else StopResult.NOT_RUNNING
             error = STOPPING_UNAVAILABLE if explained else None
             outcomes.settle(project_id, task_ids, result, status, error, restarted_as)
+
+    def _exhausted(self, task_ids: list[int]) -> list[int]:
+        """Return the tasks that the server has refused to stop too often."""
+        refusals = self._refusals
+        if not refusals:
+            return []
+        return [n for n in task_ids if n in refusals and refusals[n] >= EXPLAIN_ROUNDS]
 
     def _place_stopped(
         self, project_id: int, task_ids: list[int], status: TaskStatus | str, now: float
@@ -194,43 +199,58 @@ class Reconciler:
         self.note(DeadlineError(f"tasks were still Running {seconds:g} s after the last stop"))
         self._outcomes.settle_known(project_id, task_ids, StopResult.STILL_RUNNING, error)
 
-    def _place_chain(
+    def _place_chains(
+        self, kind: JobKind, project_id: int, findings: list[ChainFinding], now: float
+    ) -> None:
+        """Place the tasks of restart chains."""
+        if not self._options.follow_restarts:
+            for finding in findings:
+                self._place_apart(kind, project_id, finding, now)
+            return
+        by_status: dict[TaskStatus | str, list[int]] = {}
+        for finding in findings:
+            current = finding.current
+            for task_id in finding.asked:
+                chain = self._join(project_id, finding.initial_id, current, task_id)
+                if chain is None:
+                    continue
+                if kind is JobKind.POLL_STOPPED:
+                    self._place_current(kind, project_id, chain, current, now)
+                else:
+                    by_status.setdefault(_status(current), []).append(chain.target)
+        for status, task_ids in by_status.items():
+            self._place(kind, project_id, task_ids, status, now)
+
+    def _place_apart(
         self, kind: JobKind, project_id: int, finding: ChainFinding, now: float
     ) -> None:
-        """Place the tasks of a restart chain."""
+        """Place the tasks of a restart chain that is not followed: each stands for itself."""
         current = finding.current
-        if not self._options.follow_restarts:
-            for task_id in finding.asked:
-                own = finding.rows.get(task_id)
-                later = current.task_id if current.task_id != task_id else None
-                if own is None:
-                    self._outcomes.settle(
-                        project_id, [task_id], StopResult.NOT_FOUND, None, NO_ROW, later
-                    )
-                else:
-                    status = _status(own)
-                    self._place(kind, project_id, [task_id], status, now, later)
-            return
         for task_id in finding.asked:
-            chain = self._join(project_id, finding, task_id)
-            if chain is not None:
-                self._place_current(kind, project_id, chain, current, now)
+            own = finding.rows.get(task_id)
+            later = current.task_id if current.task_id != task_id else None
+            if own is None:
+                self._outcomes.settle(
+                    project_id, [task_id], StopResult.NOT_FOUND, None, NO_ROW, later
+                )
+            else:
+                self._place(kind, project_id, [task_id], _status(own), now, later)
 
-    def _join(self, project_id: int, finding: ChainFinding, task_id: int) -> Chain | None:
+    def _join(self, project_id: int, initial_id: int, current: Row, task_id: int) -> Chain | None:
         """Return the chain that a task now stands for; None if another task does already."""
         table = self._outcomes.chains(project_id)
-        target = finding.current.task_id
+        target = current.task_id
         chain = table.by_target(task_id)
         if chain is not None:
             return chain if table.retarget(chain, target) else None
-        known = table.by_target(target) or table.by_initial(finding.initial_id)
+        known = table.by_target(target) or table.by_initial(initial_id)
         if known is not None and known.verdict is None:
             known.asked.append(task_id)
             return None
-        if known is not None and _still_holds(known, finding):
+        if known is not None and _still_holds(known, current):
             self._outcomes.join_closed(known, [task_id])
             return None
-        return table.open(finding.initial_id, target, [task_id])
+        return table.open(initial_id, target, [task_id])
 
     def _place_current(
         self, kind: JobKind, project_id: int, chain: Chain, current: Row, now: float
@@ -301,14 +321,19 @@ class Reconciler:
         elif job.lost is not None:
             self.settle_lost(job.lost, project_id, task_ids, f"when checked: {text}")
         else:
-            outcomes.settle_known(project_id, task_ids, StopResult.NOT_FOUND, text)
+            seen = self.seen if job.kind is JobKind.STOP else None
+            outcomes.settle_known(project_id, task_ids, StopResult.NOT_FOUND, text, seen)
 
     # --- TaskStop -----------------------------------------------------------------------------
 
     def _receive_stop(self, job: Job, call: TaskCall, answer: Rows, now: float) -> list[int]:
         project_id, asked = call.project_id, listed_ids(call)
+        sent = [r.task_id for r in answer.rows if r.status == STOP_SENT and r.error is None]
+        if sent == asked and len(answer.rows) == len(asked):  # the usual reply
+            self._receive_sent(project_id, sent, now)
+            return []
+        sent = []
         rows, unclear = stopped_tasks(answer, asked)
-        sent: list[int] = []
         refused: list[int] = []
         for task_id in asked:
             row = rows.get(task_id)
@@ -363,11 +388,12 @@ class Reconciler:
                 ended = _status(own) is not TaskStatus.RUNNING
                 if moved and ended and _is_live(_status(current)):
                     one = type(chain)(chain.initial_id, chain.rows, [task_id])
-                    self._place_chain(JobKind.CHECK, project_id, one, now)
+                    self._place_chains(JobKind.CHECK, project_id, [one], now)
                 else:
                     groups.setdefault(_status(own), []).append(task_id)
         for status, task_ids in groups.items():
             if status is TaskStatus.RUNNING:
+                self._outcomes.mark(project_id, task_ids, StopResult.UNCONFIRMED, status)
                 again += task_ids
             else:
                 canceled = status is TaskStatus.CANCELED
@@ -380,8 +406,10 @@ class Reconciler:
     def settle_lost(self, lost: Exception, project_id: int, task_ids: list[int], text: str) -> None:
         """Settle tasks whose stop was lost and of which nothing more can be learnt."""
         self.note(lost)
+        cause = text_of(lost)
+        text = cause if text == cause else f"{cause}; {text}"
         self._outcomes.settle_known(
-            project_id, task_ids, StopResult.UNCONFIRMED, f"{text_of(lost)}; {text}"
+            project_id, task_ids, StopResult.UNCONFIRMED, text, self.seen
         )
 
     def give_up(self, job: Job, project_id: int, task_ids: list[int], error: Exception) -> None:
@@ -408,9 +436,8 @@ def _without_status(found: Findings, answer: Rows) -> Iterator[tuple[str, list[i
         yield answer.words or NO_ROW, found.missing
 
 
-def _still_holds(chain: Chain, finding: ChainFinding) -> bool:
+def _still_holds(chain: Chain, current: Row) -> bool:
     """Return whether the outcome of a chain says all about what was found now."""
-    current = finding.current
     result = cast("Verdict", chain.verdict).result
     return current.task_id == chain.target and (
         _status(current) is not TaskStatus.RUNNING or result not in _WITHOUT_STOP

@@ -101,7 +101,8 @@ def _any_text(value: object) -> str | None:
 class _RowReader:
     """Reads the rows of one result.
 
-    Rows in a list within the list, and rows in a list that is a member of a row, form a chain.
+    Rows in a list that is a member of a row belong to that row's chain, whether or not they say so.
+    A list within the list proves nothing: a server may wrap all its rows in one.
     """
 
     def __init__(self, words: str | None, where: str, *, keep_bytes: bool) -> None:
@@ -129,12 +130,13 @@ class _RowReader:
                 rows.append(row)
             if list in map(type, item.values()) and depth < _MAX_NESTING:
                 rows += self._read_members(item, where, depth)
+                rows = _chained(rows) if len(rows) > 1 else rows
         elif isinstance(item, list) and depth < _MAX_NESTING:
             for place, value in enumerate(item):
                 rows += self._read(value, f"{where}[{place}]", depth + 1)
         else:
             self._found.unreadable.append(ReplyError("Expected `object`", where))
-        return _chained(rows) if len(rows) > 1 else rows
+        return rows
 
     def _read_members(self, item: dict[str, Any], where: str, depth: int) -> list[Row]:
         return [
@@ -162,8 +164,7 @@ class _RowReader:
                 else:
                     self._found.unreadable.append(odd)
                 return None
-        if row.error is not None or row.errors is not None:
-            row.join_errors()
+        row.normalize()
         return DetailedRow.of(row, msgspec.json.encode(item)) if self._keep_bytes else row
 
 

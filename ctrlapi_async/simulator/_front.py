@@ -7,7 +7,7 @@ import json
 import socket
 import struct
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -30,7 +30,7 @@ from ctrlapi_async.simulator._faults import (
 from ctrlapi_async.simulator._processing import HookError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from ctrlapi_async.simulator._options import Options
     from ctrlapi_async.simulator._processing import Exchange, Processor
@@ -93,8 +93,8 @@ class Front:
     def __init__(self, processor: Processor, options: Options) -> None:
         self._processor = processor
         self._options = options
-        self._server: _Server | None = None
-        self._listener: asyncio.Server | None = None
+        self._server: _Server
+        self._listener: asyncio.Server
 
     async def start(self, port: int) -> int:
         """Listen.
@@ -108,19 +108,15 @@ class Front:
         Raises:
             OSError: The port is taken.
         """
-        server = _Server(self._handle, self._processor.count_connection)
+        self._server = _Server(self._handle, self._processor.count_connection)
         self._listener = await asyncio.get_running_loop().create_server(
-            server, self._options.host, port, ssl=self._options.ssl_context, backlog=1024
+            self._server, self._options.host, port, ssl=self._options.ssl_context, backlog=1024
         )
-        self._server = server
         return int(self._listener.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
-        """Stop listening, abort every connection and wait until nothing is in flight."""
+        """Stop listening, abort every connection and wait until nothing is in flight; only once."""
         server, listener = self._server, self._listener
-        if server is None or listener is None:
-            return
-        self._server = self._listener = None
         # A connection that asyncio has accepted but not yet wrapped when its server closes is left
         # open for good by Python 3.11. So: accept no more, let it be wrapped, then close.
         for sock in listener.sockets:
@@ -155,10 +151,12 @@ class Front:
         )
         body = await self._read(request)
         exchange = self._processor.arrive(head, body)
-        with self._at_gates(exchange):
+        try:
             while exchange.gate is not None:
                 await exchange.gate.wait()
                 self._processor.proceed(exchange)
+        finally:
+            self._processor.leave_gate(exchange)
         pause = self._options.latency
         pause += self._options.seconds_per_id * len(exchange.record.ids)
         if isinstance(exchange.fault, Delay):
@@ -166,13 +164,6 @@ class Front:
         if pause:
             await asyncio.sleep(pause)
         return await self._deliver(request, exchange, flight)
-
-    @contextmanager
-    def _at_gates(self, exchange: Exchange) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._processor.leave_gate(exchange)
 
     async def _read(self, request: web.BaseRequest) -> bytes | Answer:
         """Read the body, or say why it is refused, with no more than the limit in memory."""

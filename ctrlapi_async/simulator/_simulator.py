@@ -10,6 +10,7 @@ from ctrlapi_async.simulator._access import PATH
 from ctrlapi_async.simulator._front import Front
 from ctrlapi_async.simulator._task_control import TaskControl
 from ctrlapi_async.simulator._thread import ServerThread
+from ctrlapi_async.simulator._waiting import let_loop_turn
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -103,11 +104,12 @@ class ControlApiSimulator(TaskControl):
             ExceptionGroup: A hook raised since the start.
         """
         if self.own_thread:
-            self.stop_sync()
-            return
-        front, self._front = self._front, None
-        if front is not None:
-            await front.stop()
+            self._stop_thread()
+            await let_loop_turn()
+        else:
+            front, self._front = self._front, None
+            if front is not None:
+                await front.stop()
         self._raise_hook_errors()
 
     def stop_sync(self) -> None:
@@ -117,9 +119,7 @@ class ControlApiSimulator(TaskControl):
             ExceptionGroup: A hook raised since the start.
         """
         self._need_thread()
-        thread, self._thread, self._front = self._thread, None, None
-        if thread is not None:
-            thread.stop()
+        self._stop_thread()
         self._raise_hook_errors()
 
     @property
@@ -146,6 +146,11 @@ class ControlApiSimulator(TaskControl):
     def _need_thread(self) -> None:
         if not self.own_thread:
             raise RuntimeError("without a thread of its own, use it with `async with`")
+
+    def _stop_thread(self) -> None:
+        thread, self._thread, self._front = self._thread, None, None
+        if thread is not None:
+            thread.stop()
 
     def _raise_hook_errors(self) -> None:
         errors, self._processor.hook_errors = self._processor.hook_errors, []

@@ -7,10 +7,13 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+_TURNS: Final = 5
+"""Turns of a loop after which it has noticed that connections were closed, encrypted ones too."""
 
 _Waiter: TypeAlias = "tuple[Callable[[], None], Callable[[], Awaitable[object]]]"
 """A function that any thread may call to wake the waiter, and one to wait with."""
@@ -63,11 +66,23 @@ class Changes:
         return holds
 
 
-def _waiter() -> _Waiter:
+async def let_loop_turn() -> None:
+    """Let the running event loop notice what another thread did to its sockets."""
+    trio = _running_trio()
+    for _ in range(_TURNS):
+        await (asyncio.sleep(0) if trio is None else trio.lowlevel.checkpoint())
+
+
+def _running_trio() -> Any:  # noqa: ANN401 - trio is no dependency
     trio: Any = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():
+    return trio if trio is not None and trio.lowlevel.in_trio_task() else None
+
+
+def _waiter() -> _Waiter:
+    trio = _running_trio()
+    if trio is not None:
         return _trio_waiter(trio)
-    loop = asyncio.get_running_loop()
+    loop, thread = asyncio.get_running_loop(), threading.get_ident()
     changed: asyncio.Future[None] = loop.create_future()
 
     def resolve() -> None:
@@ -76,7 +91,10 @@ def _waiter() -> _Waiter:
 
     def wake() -> None:
         with suppress(RuntimeError):  # its loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(resolve)
+            if threading.get_ident() == thread:
+                resolve()
+            else:
+                loop.call_soon_threadsafe(resolve)
 
     return wake, lambda: changed
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire_support import any_json, documented_row, entry, reply, row, sample, to_bytes
 
 from ctrlapi_async._errors import (
     MAX_TEXT,
@@ -25,7 +24,7 @@ from ctrlapi_async._errors import (
     UserUnavailableError,
 )
 from ctrlapi_async._models import MAX_ID, TaskState, TaskStatus
-from ctrlapi_async._protocol import replies, tolerant
+from ctrlapi_async._protocol import tolerant
 from ctrlapi_async._protocol.error_texts import method_error
 from ctrlapi_async._protocol.replies import (
     DetailedRow,
@@ -35,6 +34,7 @@ from ctrlapi_async._protocol.replies import (
     details_of,
 )
 from ctrlapi_async._protocol.requests import TASK_STATUS, TASK_STOP
+from tests.support.wire import any_json, documented_row, entry, reply, row, sample, to_bytes
 
 CHECK = [TASK_STATUS]
 BOM = b"\xef\xbb\xbf"
@@ -153,6 +153,20 @@ def test_the_error_texts_of_a_row_become_one(texts: dict[str, Any], error: str |
     ]
 
 
+@pytest.mark.parametrize("told", [{"error": "x" * 10**6}, {"errors": ["x" * 1000] * 1000}])
+@pytest.mark.parametrize("odd", [[], [5]], ids=["sound", "odd"])
+def test_the_texts_of_a_server_are_bounded(told: dict[str, Any], odd: list[Any]) -> None:
+    rows = read(reply(entry({"task_id": 1, **told}, *odd, errors=["x" * 10**6])))
+    assert rows.rows[0].error is not None
+    assert rows.words is not None
+    assert len(rows.rows[0].error) == len(rows.words) == MAX_TEXT
+
+
+@pytest.mark.usefixtures("only_strict")
+def test_an_empty_status_is_none() -> None:
+    assert members(read(reply(entry(row(1, "", error="no"))))) == [(1, None, None, "no")]
+
+
 @pytest.mark.usefixtures("only_strict")
 def test_the_last_of_a_repeated_member_counts() -> None:
     text = (
@@ -171,7 +185,7 @@ ODD_BUT_READABLE: list[tuple[Any, Read]] = [
     (row(1, error=[]), [(1, "Running", None, None)]),
     (row(1, error=False, errors={}), [(1, "Running", None, None)]),
     (row(1, error=0, errors=""), [(1, "Running", None, None)]),
-    (row(1, "", error=[]), [(1, "", None, None)]),
+    (row(1, "", error=[]), [(1, None, None, None)]),
     (row(1, None), [(1, None, None, None)]),
     (row(1, initial_task_id="64"), [(1, "Running", None, None)]),
     (row(1, initial_task_id=-1), [(1, "Running", None, None)]),
@@ -317,8 +331,8 @@ def chains(draw: st.DrawFn) -> tuple[list[Any], dict[int, tuple[str, int | None]
         rows = [row(task_id, draw(st.sampled_from(TaskStatus))) for task_id in chain]
         form = draw(st.sampled_from(["flat", "list", "member"]))
         given_in = draw(st.sampled_from(["none", "first", "all"]))
-        if form == "flat" and size > 1:
-            given_in = "all"  # nothing else tells that they belong together
+        if form != "member" and size > 1:
+            given_in = "all"  # nothing else proves that they belong together
         for each in rows[: {"none": 0, "first": 1, "all": size}[given_in]]:
             each["initial_task_id"] = min(chain)
         alone = size == 1 and given_in == "none"
@@ -383,6 +397,11 @@ def test_a_row_keeps_its_other_members(extra: dict[str, Any]) -> None:
     assert details_of(found) == expected
     state = TaskState(64, found.status, details=details_of(found))
     assert pickle.loads(pickle.dumps(state)) == state == TaskState(64, "Running", details=expected)
+
+
+def test_a_row_without_its_json_has_no_details() -> None:
+    [answer] = decode_rows(reply(entry(documented_row(64))), CHECK, 1)
+    assert details_of(result_of(answer).rows[0]) == {}
 
 
 # --- Which call an entry answers ------------------------------------------------------------------
@@ -701,7 +720,8 @@ def only_our_errors(body: bytes, methods: list[str]) -> None:
             for each in answer.rows if isinstance(answer, Rows) else ():
                 assert 0 <= each.task_id <= MAX_ID
                 assert each.errors is None
-                assert each.error != ""
+                assert each.error is None or each.error
+                assert each.status is None or each.status
     with suppress(CtrlApiError):
         decode_result(body, methods[0], 1)
 
@@ -742,5 +762,10 @@ def test_both_readings_agree_where_both_can_read(document: Any) -> None:
     assert outcome(body) == outcome(second)
 
 
-def test_the_module_exports_its_rows() -> None:
-    assert all(hasattr(replies, name) for name in replies.__all__)
+def test_a_list_around_rows_makes_no_chain_of_them() -> None:
+    told = reply(entry([row(64), row(65), row(1066, initial_task_id=66)]))
+    assert members(read(told)) == [
+        (64, "Running", None, None),
+        (65, "Running", None, None),
+        (1066, "Running", 66, None),
+    ]

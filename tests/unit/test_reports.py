@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire_support import any_json
 
 from ctrlapi_async._models import StopOutcome, StopResult, StopStats, TaskState, TaskStatus
 from ctrlapi_async._reports import StatusReport, StopReport, Verdict
+from tests.support.wire import any_json
 
 statuses = st.none() | st.sampled_from(TaskStatus) | st.just("Hibernating")
 errors = st.none() | st.text(max_size=5)

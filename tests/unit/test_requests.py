@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire_support import any_json, sample
 
 from ctrlapi_async._models import ALL_ACTIVE, MAX_ID
 from ctrlapi_async._protocol.requests import TaskCall, encode_request, task_params
+from tests.support.wire import any_json, sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-JSON_PARAMS = st.dictionaries(st.text(), any_json)
+JSON_PARAMS = st.dictionaries(st.text(), any_json, max_size=3)
 
 
 def params_sent(params: Any) -> Any:
@@ -59,7 +59,7 @@ def test_options_are_sent_beside_the_ids() -> None:
 
 @given(
     st.integers(0, MAX_ID),
-    st.lists(st.tuples(st.text(), JSON_PARAMS), min_size=1),
+    st.lists(st.tuples(st.text(), JSON_PARAMS), min_size=1, max_size=3),
     st.integers(1, 10**9),
 )
 def test_a_request_is_json_with_ids_that_count_on(

@@ -1,0 +1,487 @@
+"""What a bulk stop may report: a model of the server, and one oracle that all suites share.
+
+The oracle reads what was asked for and what went over the wire, in order, and knows nothing of how
+the package works. From that it says which requests may be sent, which outcomes a task may have,
+and what holds for every report. What it is told is neutral: ids, and facts like rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import Enum
+from math import ceil
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
+
+from attrs import define, field
+
+from ctrlapi_async import StopResult, TaskStatus
+from ctrlapi_async._models import UNANSWERED, parse_status
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+    from ctrlapi_async import StopOutcome
+
+STATUS: Final = "TaskStatus"
+STOP: Final = "TaskStop"
+RUNNING: Final = "Running"
+SENT_TEXT: Final = "Stop request was sent"
+UNAVAILABLE_TEXT: Final = "Stopping task is unavailable"
+PENDING: Final = ("Scheduled", "Explore")
+
+Calls: TypeAlias = "Sequence[tuple[int, Sequence[int] | None]]"
+"""Project and task ids of each call of a request; None: all active tasks."""
+
+
+class Fact(NamedTuple):
+    """One row of a reply."""
+
+    task_id: int
+    status: str | None = None
+    error: str | None = None
+    initial_id: int | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Fact:
+        """Return a JSON row's fact."""
+        texts = [row.get("error"), *(row.get("errors") or ())]
+        error = "; ".join(text for text in texts if text) or None
+        return cls(row["task_id"], row.get("status"), error, row.get("initial_task_id"))
+
+
+@define
+class Answer:
+    """What one call was answered.
+
+    Args:
+        facts: Its rows; None if there were none to be read.
+        odd: Tasks whose rows may have been unreadable.
+        undone: Whether the answer says for sure that the call changed nothing.
+        denied: The tasks that do not exist, if the call was refused for them.
+        final: Whether a task may be given up for it at once.
+    """
+
+    facts: list[Fact] | None = None
+    odd: Collection[int] = ()
+    undone: bool = False
+    denied: Collection[int] = ()
+    final: bool = False
+
+
+class Fate(Enum):
+    """What is known of the latest stop of a task."""
+
+    NONE = "none was sent, or it surely changed nothing"
+    IN_FLIGHT = "its reply has not come"
+    LOST = "nobody knows"
+    ACCEPTED = "the server accepted it"
+    REFUSED = "the server refused it"
+
+
+@define(eq=False)
+class Known:
+    """What the client was told of one task.
+
+    Args:
+        task_id: The task.
+        initial_id: The first task of its chain.
+        status: The status told last.
+        statuses: All statuses that were told.
+        stop: The fate of its latest stop.
+        heard_since: Whether its status was told since that.
+        absent: Whether it was said not to exist.
+        failures: How many requests about it failed.
+        final: Whether one of them may have been the last.
+        lost: Whether the fate of one of its stops was unknown once.
+    """
+
+    task_id: int
+    initial_id: int
+    status: str | None = None
+    statuses: set[str | None] = field(factory=lambda: {None})
+    stop: Fate = Fate.NONE
+    heard_since: bool = True
+    absent: bool = False
+    failures: int = 0
+    final: bool = False
+    lost: bool = False
+
+    @property
+    def liveness(self) -> tuple[int, int]:
+        """Orders the tasks of a chain: the current one is the largest."""
+        status = parse_status(self.status)
+        pending = isinstance(status, TaskStatus) and status.pending
+        return 2 * (status is TaskStatus.RUNNING) + pending, self.task_id
+
+
+class Oracle:
+    """Follows one run from outside; arguments as for `ControlSession.stopping`.
+
+    Args:
+        check: Whether tasks are checked before they are stopped (not so for `task_stop`).
+        dry_run: Whether nothing is to be stopped.
+        follow_restarts: Whether outcomes are about the current tasks of chains.
+        wait_pending: Whether pending tasks are asked about again.
+        wait_stopped: Whether stopped tasks are asked about again.
+        attempts: How many requests about a task have to fail before it may be given up.
+    """
+
+    def __init__(
+        self,
+        *,
+        check: bool = True,
+        dry_run: bool = False,
+        follow_restarts: bool = True,
+        wait_pending: bool = False,
+        wait_stopped: bool = False,
+        attempts: int = 1,
+    ) -> None:
+        self.check = check
+        self.dry_run = dry_run
+        self.follow_restarts = follow_restarts
+        self.wait_pending = wait_pending
+        self.wait_stopped = wait_stopped
+        self.attempts = attempts
+        self.asked: dict[int, int] = {}
+        """The project of each task that was asked for, in order."""
+        self.tasks: dict[int, Known] = {}
+        self.ended = False
+        """Whether the run was cut short, or met what ends all."""
+        self.requests: Counter[str] = Counter()
+
+    # --- what goes to and fro -----------------------------------------------------------------
+
+    def ask(self, project_id: int, task_ids: Iterable[int]) -> None:
+        """Note tasks that are asked for."""
+        for task_id in task_ids:
+            self.asked.setdefault(task_id, project_id)
+            self._known(task_id)
+
+    def sent(self, method: str, calls: Calls) -> None:
+        """Note a request that leaves, and check that it may."""
+        self.requests[method] += 1
+        assert calls
+        for project_id, task_ids in calls:
+            assert task_ids is None or task_ids, "a call without ids"
+            for task_id in task_ids or ():
+                known = self._known(task_id)
+                assert any(
+                    self.asked.get(one.task_id) == project_id for one in self.chain(task_id)
+                ), f"{method} of {task_id}, which belongs to nothing that was asked for"
+                if method == STOP:
+                    self._check_stop(known)
+                    known.stop = Fate.IN_FLIGHT
+                    known.heard_since = False
+
+    def _check_stop(self, known: Known) -> None:
+        assert not self.dry_run
+        assert known.stop is not Fate.IN_FLIGHT, f"two stops of {known} at a time"
+        assert known.stop is not Fate.ACCEPTED, f"a second stop of {known}"
+        if self.check or known.stop is not Fate.NONE:
+            assert known.heard_since, f"a stop of {known} without a look at it"
+            assert (
+                known.status is None and not self.check
+            ) or known.status == RUNNING, f"a stop of {known}"
+
+    def heard(self, method: str, calls: Calls, answers: Sequence[Answer] | Answer) -> None:
+        """Note the answers to a request's calls, or what the request as a whole met."""
+        if isinstance(answers, Answer):
+            answers = [answers] * len(calls)
+        for (project_id, task_ids), answer in zip(calls, answers, strict=True):
+            if method == STOP:
+                self._hear_stop(task_ids or (), answer)
+            else:
+                self._hear_status(project_id, task_ids, answer)
+
+    def _hear_stop(self, task_ids: Sequence[int], answer: Answer) -> None:
+        for task_id in task_ids:
+            known = self._known(task_id)
+            rows = {(one.status, one.error) for one in answer.facts or () if one[0] == task_id}
+            if answer.facts is None:
+                self._fail(known, answer)
+            if answer.undone:
+                known.stop, known.heard_since = Fate.NONE, True
+            elif rows == {(SENT_TEXT, None)}:
+                known.stop = Fate.ACCEPTED
+            elif rows == {(None, UNAVAILABLE_TEXT)} and not known.lost:
+                known.stop = Fate.REFUSED
+            else:
+                known.stop, known.lost = Fate.LOST, True
+                known.failures += 1
+
+    def _hear_status(
+        self, project_id: int, task_ids: Sequence[int] | None, answer: Answer
+    ) -> None:
+        if answer.facts is None:
+            for task_id in task_ids or ():
+                for one in self.chain(task_id):
+                    self._fail(one, answer)
+            return
+        told: dict[int, list[Fact]] = {}
+        for fact in answer.facts:
+            told.setdefault(fact.task_id, []).append(fact)
+        initials = {n: _initial(facts) for n, facts in told.items()}
+        wanted = {initials.get(n, n) for n in task_ids or ()} | {*(task_ids or ())}
+        for task_id, facts in told.items():
+            if task_ids is None or initials[task_id] in wanted:
+                self._hear_fact(self._known(task_id, initials[task_id]), facts)
+        for task_id in task_ids or ():
+            rows = [one for one in self.chain(task_id) if one.task_id in told]
+            known = self._known(task_id)
+            if task_id in answer.odd:
+                known.final = True
+            elif not any(fact.status for fact in told.get(task_id, ())) or not rows:
+                known.absent = True
+        if task_ids is None:
+            live = {max(self.chain(n), key=lambda one: one.liveness).task_id for n in told}
+            self.ask(project_id, [n for n in told if n in live])
+            for task_id in told:
+                known = self._known(task_id)
+                known.absent |= known.status is None
+
+    @staticmethod
+    def _fail(known: Known, answer: Answer) -> None:
+        known.absent |= known.task_id in answer.denied
+        known.failures += not answer.denied
+        known.final |= answer.final
+
+    @staticmethod
+    def _hear_fact(known: Known, facts: list[Fact]) -> None:
+        statuses = [fact.status for fact in facts if fact.status]
+        if not statuses:
+            return
+        known.status = next((one for one in statuses if one != RUNNING), RUNNING)
+        known.statuses.add(parse_status(known.status))
+        known.heard_since = True
+        if known.stop is Fate.LOST and known.status == "Canceled":
+            known.stop = Fate.ACCEPTED
+
+    # --- what is known ------------------------------------------------------------------------
+
+    def _known(self, task_id: int, initial_id: int | None = None) -> Known:
+        known = self.tasks.get(task_id)
+        if known is None:
+            known = self.tasks[task_id] = Known(task_id, task_id)
+        if initial_id is not None:
+            known.initial_id = initial_id
+        return known
+
+    def chain(self, task_id: int) -> list[Known]:
+        """Return what is known of the tasks of a task's chain, as far as they were told."""
+        initial_id = self._known(task_id).initial_id
+        return [one for one in self.tasks.values() if one.initial_id == initial_id]
+
+    # --- what holds ---------------------------------------------------------------------------
+
+    def check_report(
+        self,
+        outcomes: Mapping[int, Any],
+        counts: Mapping[StopResult, int],
+        settled: Mapping[StopResult, int] | None = None,
+    ) -> None:
+        """Check what holds of a report at any moment.
+
+        Args:
+            outcomes: Its outcomes, or what has a `result` like one, in order.
+            counts: The counts that go with it.
+            settled: Results of tasks that are not in it any more.
+        """
+        recount = Counter(outcome.result for outcome in outcomes.values())
+        assert +Counter(counts) == recount + Counter(settled or {})
+        assert all(number >= 0 for number in counts.values())
+        if settled is None:
+            assert list(outcomes) == list(self.asked)
+
+    def check_outcome(
+        self, outcome: StopOutcome, *, pending_time: bool = False, stopped_time: bool = False
+    ) -> None:
+        """Check that a final outcome is one that the news allow.
+
+        Args:
+            outcome: The outcome.
+            pending_time: Whether pending tasks had more time.
+            stopped_time: Whether stopped tasks had more time.
+        """
+        assert outcome.project_id == self.asked[outcome.task_id]
+        about = self._known(outcome.restarted_as or outcome.task_id)
+        own, chain = self._known(outcome.task_id), self.chain(outcome.task_id)
+        shown = (outcome, about, own)
+        assert about in chain, shown
+        assert outcome.restarted_as != outcome.task_id, shown
+        excused = self.ended or any(
+            one.final or one.failures >= self.attempts for one in (*chain, own)
+        )
+        assert outcome.result in self._allowed(own, about, chain, excused=excused), shown
+        last = parse_status(about.status)
+        assert outcome.status in ({last} if len(chain) == 1 else about.statuses), shown
+        if not excused and outcome.result is not StopResult.NOT_FOUND:
+            current = max(chain, key=lambda one: one.liveness)
+            if self.follow_restarts:
+                assert about is current, (shown, current)
+            else:
+                assert about is (current if outcome.restarted_as else own), (shown, current)
+        self._check_error(outcome, lost=any(one.lost for one in chain))
+        if not excused:
+            pending = outcome.result is StopResult.NOT_RUNNING and outcome.status in PENDING
+            assert not (pending and self.wait_pending and pending_time), shown
+            assert not (outcome.result is StopResult.STILL_RUNNING and stopped_time), shown
+
+    def _allowed(
+        self, own: Known, about: Known, chain: list[Known], *, excused: bool
+    ) -> set[StopResult]:
+        status = self.tasks[about.task_id].status if self.follow_restarts else own.status
+        fates = {one.stop for one in chain} if self.wait_stopped else {about.stop, own.stop}
+        stop = about.stop if self.follow_restarts else own.stop
+        unsent = stop in (Fate.NONE, Fate.REFUSED)
+        may = {
+            StopResult.STOP_SENT: Fate.ACCEPTED in fates,
+            StopResult.STILL_RUNNING: self.wait_stopped and Fate.ACCEPTED in fates,
+            StopResult.NOT_RUNNING: status not in (None, RUNNING)
+            and stop in (Fate.NONE, Fate.LOST),
+            StopResult.NOT_FOUND: unsent and (own.absent or about.absent),
+            StopResult.UNAVAILABLE: any(one.stop is Fate.REFUSED for one in chain),
+            StopResult.WOULD_STOP: self.dry_run and status == RUNNING,
+            StopResult.NOT_SENT: unsent and excused,
+            StopResult.UNCONFIRMED: excused and stop in (Fate.LOST, Fate.IN_FLIGHT),
+        }
+        return {result for result, so in may.items() if so}
+
+    def _check_error(self, outcome: StopOutcome, *, lost: bool) -> None:
+        told = outcome.result in (StopResult.NOT_FOUND, StopResult.UNAVAILABLE, *UNANSWERED)
+        if told:
+            assert outcome.error, outcome
+            assert len(outcome.error) <= 1100, outcome
+        else:
+            assert outcome.error is None or (lost and "lost" in outcome.error), outcome
+        if outcome.result is StopResult.STOP_SENT and self.wait_stopped and not lost:
+            assert outcome.status != RUNNING or self.ended, outcome
+
+    def check_end(
+        self, counts: Mapping[StopResult, int], errors: Sequence[Exception], *, other: bool = False
+    ) -> None:
+        """Check that a run raises if, and only if, its report is incomplete.
+
+        Args:
+            counts: The report's counts.
+            errors: The errors that it raises in one group.
+            other: Whether something else went wrong: with the source of ids, or with a listing.
+        """
+        assert sum(counts.values()) >= len(self.asked)
+        incomplete = any(counts[result] for result in UNANSWERED)
+        assert bool(errors) is incomplete or (errors and other), (counts, errors)
+        assert len({(type(one), str(one)) for one in errors}) == len(errors)
+
+    def check_requests(self, chunk: int) -> None:
+        """Check the number of requests of a run without faults, restarts and tasks that end."""
+        stopped = sum(self.tasks[n].status == RUNNING for n in self.asked)
+        expected = {
+            STATUS: ceil(len(self.asked) / chunk) if self.check else 0,
+            STOP: 0 if self.dry_run else ceil(stopped / chunk),
+        }
+        assert +self.requests == +Counter(expected)
+
+    def check_truth(
+        self, tasks: Mapping[int, ServerTask], outcomes: Mapping[int, StopOutcome], *, sound: bool
+    ) -> None:
+        """Check that the report is true of what the server did.
+
+        Args:
+            tasks: The server's tasks.
+            outcomes: The report.
+            sound: Whether nothing went wrong on the way.
+        """
+        for task_id, task in tasks.items():
+            if task.stop_requests:
+                assert not self.asked.keys().isdisjoint(task.chain), f"{task_id} was stopped"
+                assert task.stop_requests == 1 or not sound, f"{task_id} was stopped twice"
+        for task_id, outcome in outcomes.items():
+            about = tasks.get(outcome.restarted_as or task_id)
+            stops = [tasks[n].stop_requests for n in (about.chain if about else ())]
+            if outcome.result is StopResult.STOP_SENT:
+                assert any(stops), outcome
+            elif outcome.result in (StopResult.NOT_SENT, StopResult.WOULD_STOP):
+                assert about is None or not about.stop_requests, outcome
+
+
+def _initial(facts: list[Fact]) -> int:
+    return next((one.initial_id for one in facts if one.initial_id is not None), facts[0].task_id)
+
+
+# --- the model of the server ----------------------------------------------------------------------
+
+
+class ServerTask(Protocol):
+    """A task as it truly is."""
+
+    @property
+    def stop_requests(self) -> int: ...
+    @property
+    def chain(self) -> Sequence[int]: ...
+
+
+@define(eq=False)
+class ModelTask:
+    """A task of the model.
+
+    Args:
+        task_id: The task.
+        project_id: Its project.
+        status: Its status.
+        chain: All tasks of its chain, oldest first; the tasks of a chain share the list.
+        stop_requests: How often a stop was accepted.
+    """
+
+    task_id: int
+    project_id: int
+    status: str
+    chain: list[int]
+    stop_requests: int = 0
+
+
+class ModelServer:
+    """Tasks, projects and chains, without a wire."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[int, ModelTask] = {}
+
+    def add(self, project_id: int, task_id: int, status: str = RUNNING) -> ModelTask:
+        """Add a task, unless it is there."""
+        task = ModelTask(task_id, project_id, status, [task_id])
+        return self.tasks.setdefault(task_id, task)
+
+    def restart(self, task_id: int, status: str = RUNNING) -> ModelTask:
+        """Let a chain's newest task stall, and start another one in its place."""
+        old = self.tasks[self.tasks[task_id].chain[-1]]
+        old.status = "Stalled"
+        new_id = old.chain[0] + 1000 * len(old.chain)
+        task = self.tasks[new_id] = ModelTask(new_id, old.project_id, status, old.chain)
+        old.chain.append(new_id)
+        return task
+
+    def missing(self, project_id: int, task_ids: Iterable[int]) -> list[int]:
+        """Return the tasks that the project does not have."""
+        return [
+            n for n in task_ids if n not in self.tasks or self.tasks[n].project_id != project_id
+        ]
+
+    def status(self, project_id: int, task_ids: Sequence[int] | None) -> Iterator[Fact]:
+        """Return the rows for tasks and the rest of their chains; None: for all active ones."""
+        if task_ids is None:
+            active = (*PENDING, RUNNING)
+            task_ids = [n for n, task in self.tasks.items() if task.status in active]
+        named = dict.fromkeys(m for n in task_ids if n in self.tasks for m in self.tasks[n].chain)
+        for task_id in named:
+            task = self.tasks[task_id]
+            if task.project_id == project_id:
+                initial = task.chain[0] if len(task.chain) > 1 or task_id % 2 else None
+                yield Fact(task_id, task.status, None, initial)
+
+    def stop(self, task_ids: Iterable[int]) -> Iterator[Fact]:
+        """Stop tasks, and return the rows."""
+        for task_id in task_ids:
+            task = self.tasks.get(task_id)
+            if task is not None and task.status == RUNNING:
+                task.stop_requests += 1
+                yield Fact(task_id, SENT_TEXT)
+            else:
+                yield Fact(task_id, None, UNAVAILABLE_TEXT)
