@@ -162,7 +162,7 @@ async def test_the_pauses_grow_up_to_a_bound(api: ControlApiSimulator, seconds: 
     pauses = [later - sooner for sooner, later in pairwise(checks)]
     growing = [pause for pause in pauses if pause < polls.LONGEST_PAUSE - 0.1]
     assert len(growing) >= 7
-    assert all(later > 1.3 * sooner for sooner, later in pairwise(growing[:-1]))
+    assert all(later > 1.3 * sooner for sooner, later in pairwise(growing[1:-1]))
     assert all(4.9 < pause < 5.1 for pause in pauses[len(growing) : -1])
 
 
@@ -632,7 +632,7 @@ def test_what_is_asked_again_and_again_is_told_as_it_is(
                 )
             await disconnected(api)
         assert report.complete
-        witness.check(list(report) if star else ids, report, None)
+        witness.check(None if star else ids, report, None)
         for task_id, outcome in report.items():
             match lives[task_id]:
                 case "starts" | "starts and completes" | "runs":
