@@ -230,4 +230,7 @@ class Recovery:
         self.fatal_error = self.fatal_error or error
         if job.kind is JobKind.STOP and Trait.NOT_CARRIED_OUT not in traits_of(error):
             job.lost = job.lost or error
-        self._schedule.queue(job)  # settled with all that is left
+        if job.kind is JobKind.POLL_PENDING:
+            self._give_up(job, error)  # nobody knows whether they would have started
+        else:
+            self._schedule.queue(job)  # settled with all that is left
