@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, print tables, write plots and JSON."""
+"""`python -m benchmarks`: measure, print tables, write a plot and JSON."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from benchmarks import load, plots
+from benchmarks import plots, readme
 from benchmarks.results import machine, plain
 from benchmarks.sections import SECTIONS
+
+_OUTPUT: Final = Path(__file__).parent / "results"
 
 
 def _only(text: str) -> list[str]:
@@ -41,7 +43,8 @@ def measure(output: Path, names: list[str], *, quick: bool) -> None:
     figures = plain(figures)
     output.mkdir(parents=True, exist_ok=True)
     (output / "results.json").write_text(json.dumps(figures) + "\n", "utf-8")
-    plots.write(figures, output)
+    if "cpu" in figures:
+        plots.write(figures, output)
 
 
 def main() -> None:
@@ -51,15 +54,12 @@ def main() -> None:
     parser.add_argument(
         "--only", type=_only, default=list(SECTIONS), help=f"of {','.join(SECTIONS)}"
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results", help="a directory"
-    )
+    parser.add_argument("--output", type=Path, default=_OUTPUT, help="a directory")
     commands = parser.add_subparsers(title="besides")
-    own = commands.add_parser(
-        "load", help="dry runs against your own server", description=load.__doc__
+    shown = commands.add_parser(
+        "readme", help="put the last figures into the README", description=readme.__doc__
     )
-    load.add_options(own)
-    own.set_defaults(run=load.main)
+    shown.set_defaults(run=lambda options: readme.update(options.output / "results.json"))
     options = parser.parse_args()
     if "run" in options:
         options.run(options)

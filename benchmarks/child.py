@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -16,19 +14,13 @@ from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import aiohttp
 import uvloop
 
-from benchmarks.clients import CLIENTS, PROJECT, USER, Job
+from benchmarks.clients import CLIENTS, Job
 from benchmarks.server import ROOT
-from ctrlapi_async import Batching, ControlSession
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-    from types import TracebackType
-
-    from benchmarks.clients import Run
-    from ctrlapi_async import StopReport
 
 _STATUS: Final = Path("/proc/self/status")
 
@@ -42,12 +34,7 @@ class Meter:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.cpu = time.process_time() - self._cpu
         self.wall = time.perf_counter() - self._wall
         self.peak = _memory("VmHWM") - self._memory
@@ -59,164 +46,127 @@ def _memory(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-async def _measured(run: Run) -> tuple[Meter, Any]:
-    with Meter() as meter:
-        result = await run()
-    return meter, result
-
-
 def _ids(count: int) -> list[int]:
     return list(range(1, count + 1))
 
 
 async def turns(
-    url: str,
-    client: str,
-    counts: list[int],
-    *,
-    repeats: list[int],
-    chunk: int | None = 500,
-    concurrency: int = 8,
-    warm: bool = True,
+    url: str, client: str, counts: list[int], repeats: list[int], **more: Any
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Run a client over so many ids each, once to warm up, then as often as `repeats` says."""
+    """Run a client over so many ids each, once to warm up, then as often as `repeats` says.
+
+    Args:
+        url: The server's.
+        client: By name.
+        counts: Numbers of ids.
+        repeats: For each of them, how often it is measured.
+        more: As for `Job`.
+
+    Yields:
+        The figures of each run.
+    """
     for count, times in zip(counts, repeats, strict=True):
-        async with CLIENTS[client](Job(url, _ids(count), chunk, concurrency)) as run:
-            if warm:
-                await run()
+        async with CLIENTS[client](Job(url, _ids(count), **more)) as run:
+            await run()
             for _ in range(times):
-                meter, result = await _measured(run)
-                figures: dict[str, Any]
-                figures = {"cpu": meter.cpu, "wall": meter.wall, "peak": meter.peak}
+                gc.collect()  # so that no run pays for the rubbish of the one before
+                with Meter() as meter:
+                    result: Any = await run()
+                figures: dict[str, Any] = {"cpu": meter.cpu, "wall": meter.wall}
                 if client == "package":
                     figures["requests"] = [result.stats.status_calls, result.stats.stop_calls]
+                del result
                 yield figures
 
 
 async def peak(url: str, client: str, count: int) -> int:
-    """Give the bytes of memory at the most that the first run of a client takes."""
-    [figures] = [each async for each in turns(url, client, [count], repeats=[1], warm=False)]
-    return int(figures["peak"])
-
-
-async def shapes(
-    url: str, client: str, count: int, cells: list[tuple[int, int]], repeats: int
-) -> list[dict[str, float]]:
-    """Run a client once to warm up, then `repeats` times, for each chunk and concurrency."""
-    medians = []
-    for chunk, slots in cells:
-        how: dict[str, Any] = {"repeats": [repeats], "chunk": chunk, "concurrency": slots}
-        found = [each async for each in turns(url, client, [count], **how)]
-        medians.append(
-            {name: statistics.median(each[name] for each in found) for name in ("cpu", "wall")}
-        )
-    return medians
-
-
-async def trips(url: str, chunks: list[int]) -> list[float]:
-    """Give the seconds of one request of each chunk, sent alone by the floor client."""
-    seconds = []
-    for chunk in chunks:
-        async with CLIENTS["floor"](Job(url, _ids(chunk), chunk, concurrency=1)) as run:
-            await run()  # both its requests: a check, and a stop half as long
-            meters = [(await _measured(run))[0] for _ in range(9)]
-        seconds.append(statistics.median(meter.wall / 2 for meter in meters))
-    return seconds
-
-
-async def sweep(
-    url: str, count: int, cells: list[tuple[int | None, int]], repeats: int
-) -> list[float]:
-    """Give the package's wall seconds for each chunk and concurrency; the first is the default.
-
-    All are run once; then the default and the best ones so often that their medians compare.
-    """
-    ids = _ids(count)
-    walls: list[list[float]] = [[] for _ in cells]
-    # One pool of connections for all, so that none pays for making them.
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
-
-        async def once(cell: int) -> None:
-            batching = Batching(*cells[cell])
-            async with ControlSession(url, USER, client=client, batching=batching) as api:
-                with Meter() as meter:
-                    await api.stop_running(PROJECT, ids)
-                walls[cell].append(meter.wall)
-
-        for cell in (0, *range(len(cells))):
-            await once(cell)
-        for found in walls:
-            del found[:-1]  # the very first run warmed up
-        leaders = sorted(range(1, len(cells)), key=walls.__getitem__)[:4]
-        for _ in range(repeats):
-            for cell in (0, *leaders):
-                await once(cell)
-    return list(map(statistics.median, walls))
+    """Return the bytes of memory at the most that the first run of a client takes."""
+    async with CLIENTS[client](Job(url, _ids(count))) as run:
+        with Meter() as meter:
+            await run()
+    return meter.peak
 
 
 async def memory(url: str, client: str, count: int) -> dict[str, float]:
-    """Weigh what a client's run leaves behind, and time the report's look-ups and iteration."""
+    """Weigh what a client's run leaves behind, and time the report's use."""
     ids = _ids(count)
     async with CLIENTS[client](Job(url, ids)) as run:
         tracemalloc.start()
-        report = await run()
+        report: Any = await run()
         gc.collect()
         figures = {"bytes": tracemalloc.get_traced_memory()[0] / count}
         tracemalloc.stop()
     if client == "package":
-        figures |= _timed(report, ids)  # type: ignore[arg-type]
+        some = random.Random(0).sample(ids, min(count, 100_000))
+        with Meter() as lookups:
+            for task_id in some:
+                report[task_id]
+        with Meter() as iteration:
+            for _ in report.values():
+                pass
+        figures |= {"lookup": lookups.cpu / len(some), "iteration": iteration.cpu / count}
     return figures
 
 
-def _timed(report: StopReport, ids: list[int]) -> dict[str, float]:
-    some = random.Random(0).sample(ids, min(len(ids), 100_000))
-    with Meter() as lookups:
-        for task_id in some:
-            report[task_id]
-    with Meter() as iteration:
-        for _ in report.values():
-            pass
-    return {"lookup": lookups.cpu / len(some), "iteration": iteration.cpu / len(ids)}
+class _Steps:
+    """The longest steps of the event loop: calls of one callback, or of a task until it waits."""
 
+    def __init__(self) -> None:
+        self.figures = {"cpu": 0.0, "without collector": 0.0, "wall": 0.0, "gap": 0.0}
+        self._collecting = 0.0
+        """Seconds that the garbage collector took in this step; while it runs, less its start."""
 
-async def lag(url: str, client: str | None, count: int, repeats: int) -> dict[str, float]:
-    """Measure the longest gaps between the turns of a ticker beside a run; no client: idle.
+    def watch(self) -> None:
+        """Time each step from now on."""
+        run = asyncio.Handle._run  # noqa: SLF001
 
-    A gap in CPU time leaves out what other processes took.
-    """
-    longest = {"wall": 0.0, "cpu": 0.0, "slow": 0.0}
-
-    async def tick() -> None:
-        wall, cpu = time.perf_counter(), time.thread_time()
-        while True:
-            await asyncio.sleep(0.001)
-            before = wall, cpu
+        def timed(handle: asyncio.Handle) -> None:
+            self._collecting = 0.0
             wall, cpu = time.perf_counter(), time.thread_time()
-            longest["wall"] = max(longest["wall"], wall - before[0] - 0.001)
-            longest["cpu"] = max(longest["cpu"], cpu - before[1])
-            longest["slow"] += wall - before[0] > 0.006
+            run(handle)
+            cpu = time.thread_time() - cpu
+            self._longer("cpu", cpu)
+            self._longer("without collector", cpu - self._collecting)
+            self._longer("wall", time.perf_counter() - wall)
 
-    async def beside(run: Run) -> None:
-        ticker = asyncio.create_task(tick())
-        for _ in range(repeats):
-            await run()
-            await asyncio.sleep(0.01)  # the ticker's turn, before the report is thrown away
+        setattr(asyncio.Handle, "_run", timed)  # noqa: B010 - no method may be assigned to
+        gc.callbacks.append(self._collect)
+
+    def _longer(self, name: str, seconds: float) -> None:
+        self.figures[name] = max(self.figures[name], seconds)
+
+    def _collect(self, phase: str, _: object) -> None:
+        now = time.thread_time()
+        self._collecting += -now if phase == "start" else now
+
+    async def tick(self) -> None:
+        """Measure the longest gap between the turns of a task that would run each millisecond."""
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.001)
+            self._longer("gap", time.perf_counter() - before - 0.001)
+
+
+async def steps(url: str, client: str, count: int) -> dict[str, float]:
+    """Measure the longest step and gap of the event loop during a run, with the default chunk."""
+    ids = _ids(count)
+    async with CLIENTS[client](Job(url, ids[:5000], None)) as run:
+        await run()  # what is made or loaded when first needed is
+    gc.collect()
+    gc.freeze()  # the caller's own list shall be none of what a run adds
+    found = _Steps()
+    async with CLIENTS[client](Job(url, ids, None)) as run:
+        found.watch()
+        ticker = asyncio.create_task(found.tick())
+        result = await run()
+        await asyncio.sleep(0.01)  # the ticker's turn, before the report is thrown away
         ticker.cancel()
-
-    if client is None:
-        await beside(lambda: asyncio.sleep(0.3))
-    else:
-        ids = _ids(count)
-        gc.collect()  # the caller's own list shall be none of what a run adds
-        async with CLIENTS[client](Job(url, ids[:10_000], None)) as run:
-            await run()  # what is made or loaded when first needed is
-        async with CLIENTS[client](Job(url, ids, None)) as run:
-            await beside(run)
-    return longest
+        del result
+    return found.figures
 
 
 _TASKS: Final[dict[str, Callable[..., Any]]] = {
-    task.__name__: task for task in (turns, peak, shapes, trips, sweep, memory, lag)
+    task.__name__: task for task in (turns, peak, memory, steps)
 }
 
 
@@ -226,18 +176,26 @@ def _command(task: Callable[..., Any], *arguments: Any, **more: Any) -> list[str
 
 
 def spawn(task: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any, **more: Any) -> Any:
-    """Do a task of this module in a fresh process and give its figures."""
+    """Do a task of this module in a fresh process and return its figures."""
     command = _command(task, *arguments, **more)
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
     return json.loads(done.stdout)
 
 
 @contextmanager
-def taking_turns(*arguments: Any, **more: Any) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Start `turns` in a fresh process; each call makes it take one, and gives its figures."""
+def taking_turns(
+    *arguments: Any, root: Path = ROOT, **more: Any
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Start `turns` in a fresh process; each call makes it take one, and returns its figures.
+
+    Args:
+        arguments: As for `turns`.
+        root: The directory whose package is measured, such as another work tree.
+        more: As for `turns`.
+    """
     command = _command(turns, *arguments, **more)
     with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -253,25 +211,6 @@ def taking_turns(*arguments: Any, **more: Any) -> Iterator[Callable[[], dict[str
             yield turn
         finally:
             telling.close()
-
-
-def imports(modules: str, cache: str) -> float:
-    """Give the CPU seconds that a fresh interpreter spends on importing, beyond the main needs.
-
-    Args:
-        modules: What to import.
-        cache: The directory for the bytecode, which is there after the first time.
-    """
-    code = (
-        # tenacity imports tornado where there is one, as beside Dask.
-        "import aiohttp, attrs, cattrs, sys, time; sys.modules['tornado'] = None; "
-        f"began = time.process_time(); import {modules}; print(time.process_time() - began)"
-    )
-    environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache, "PYTHONDONTWRITEBYTECODE": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True
-    )
-    return float(done.stdout)
 
 
 async def _in_turns(taken: AsyncGenerator[dict[str, Any], None]) -> None:

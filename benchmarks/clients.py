@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import deque
 from contextlib import asynccontextmanager
 from itertools import count
@@ -15,46 +16,60 @@ import cattrs
 import orjson
 from yarl import URL
 
-from benchmarks.server import runs
-from ctrlapi_async import Batching, ControlSession
+from benchmarks.peers import async_bulk, batch_writer
+from benchmarks.replies import current_task, is_running
+from ctrlapi_async import Batching, ControlSession, RetryPolicy, StopIncompleteError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from ctrlapi_async import StopReport, StopRun
 
     Run = Callable[[], Awaitable[object]]
     Client = Callable[["Job"], AbstractAsyncContextManager[Run]]
-    Decode = Callable[[bytes], Sequence[Any]]
+    Decode = Callable[[bytes], dict[str, Any]]
+    Get = Callable[[Any, str], Any]
 
 PATH: Final = "/ctrl_api/v1/json"
 PROJECT: Final = 2
 USER: Final = 1
+# Faults are met in milliseconds: what they cost in CPU is measured, not how long one waits.
+_RETRY: Final = RetryPolicy(wait_initial=0.005, wait_max=0.02)
 
 
 @attrs.frozen
 class Job:
-    """Which tasks to stop, where and how; no chunk: the client's own choice, 500 if it has none."""
+    """Which tasks to stop, where and how; without a chunk, the client's own choice."""
 
     url: str
-    ids: Sequence[int]
+    ids: list[int]
     chunk: int | None = 500
     concurrency: int = 8
+    server: str = "documented"
 
     @property
-    def chunks(self) -> Iterable[Sequence[int]]:
+    def size(self) -> int:
+        """Task ids a request at most, for clients that leave the choice to others."""
+        return self.chunk or 500
+
+    @property
+    def chunks(self) -> Iterator[list[int]]:
         """The ids in chunks."""
-        return chunks(self.ids, self.chunk or 500)
+        return _chunks(self.ids, self.size)
+
+    def running(self, ids: Iterable[int]) -> list[int]:
+        """Return the ids of the tasks to stop: those that are Running, under their current id."""
+        chains = self.server != "narrow"
+        return [now for each in ids if is_running(now := current_task(each, chains=chains))]
 
 
-def chunks(ids: Sequence[int], size: int) -> Iterable[Sequence[int]]:
-    """Cut ids into chunks."""
+def _chunks(ids: list[int], size: int) -> Iterator[list[int]]:
     return (ids[start : start + size] for start in range(0, len(ids), size))
 
 
-def request(method: str, task_ids: Sequence[int], call_id: int = 1) -> dict[str, Any]:
-    """Give the document of a request of one call."""
+def _request(method: str, task_ids: Sequence[int], call_id: int = 1) -> dict[str, Any]:
+    """Return the document of a request of one call."""
     params = {"project_id": PROJECT, "task_ids": task_ids}
     call = {"method": method, "id": call_id, "params": params}
     return {"user_id": USER, "methods": [call]}
@@ -64,10 +79,11 @@ def request(method: str, task_ids: Sequence[int], call_id: int = 1) -> dict[str,
 
 
 def _session(job: Job) -> ControlSession:
-    return ControlSession(job.url, USER, batching=Batching(job.chunk, job.concurrency))
+    batching = Batching(job.chunk, job.concurrency)
+    return ControlSession(job.url, USER, batching=batching, retry=_RETRY)
 
 
-async def _listen(run: StopRun) -> StopReport:
+async def _take_all(run: StopRun) -> StopReport:
     """Take the outcomes of a run one by one."""
     async with run:
         async for _ in run:
@@ -77,35 +93,58 @@ async def _listen(run: StopRun) -> StopReport:
 
 @asynccontextmanager
 async def package(job: Job) -> AsyncIterator[Run]:
-    """`stop_running`, all promises kept."""
-    async with _session(job) as api:
-        yield lambda: api.stop_running(PROJECT, job.ids)
+    """Run `stop_running`, all promises kept."""
+    async with _session(job) as session:
+
+        async def run() -> StopReport:
+            try:
+                return await session.stop_running(PROJECT, job.ids)
+            except StopIncompleteError as error:  # only where the server has faults
+                return error.report
+
+        yield run
 
 
 @asynccontextmanager
-async def listening(job: Job) -> AsyncIterator[Run]:
-    """`stopping`, whose outcomes are taken one by one."""
-    async with _session(job) as api:
-        yield lambda: _listen(api.stopping(PROJECT, job.ids))
-
-
-@asynccontextmanager
-async def asking(job: Job) -> AsyncIterator[Run]:
-    """`task_status`: the checks without the stops."""
-    async with _session(job) as api:
-        yield lambda: api.task_status(PROJECT, job.ids)
+async def stopping(job: Job) -> AsyncIterator[Run]:
+    """Run `stopping`, whose outcomes are taken one by one."""
+    async with _session(job) as session:
+        yield lambda: _take_all(session.stopping(PROJECT, job.ids))
 
 
 @asynccontextmanager
 async def streaming(job: Job) -> AsyncIterator[Run]:
-    """`stopping` without a report, over an async source."""
+    """Run `stopping` without a report, over an async source."""
 
     async def source() -> AsyncIterator[int]:
         for task_id in job.ids:
             yield task_id
 
-    async with _session(job) as api:
-        yield lambda: _listen(api.stopping(PROJECT, source(), collect=False))
+    async with _session(job) as session:
+        yield lambda: _take_all(session.stopping(PROJECT, source(), collect=False))
+
+
+@asynccontextmanager
+async def task_status(job: Job) -> AsyncIterator[Run]:
+    """Run `task_status`: the checks without the stops."""
+    async with _session(job) as session:
+        yield lambda: session.task_status(PROJECT, job.ids)
+
+
+@asynccontextmanager
+async def single_stops(job: Job) -> AsyncIterator[Run]:
+    """Run `stop` for each task, by callers that come in groups and wait for each other."""
+    async with _session(job) as session:
+
+        async def run() -> None:
+            for group in _chunks(job.ids, 20_000):
+                async with asyncio.TaskGroup() as callers:
+                    for few in _chunks(group, 200):  # starting them all would be one long step
+                        for task_id in few:
+                            callers.create_task(session.stop(PROJECT, task_id))
+                        await asyncio.sleep(0)
+
+        yield run
 
 
 # --- What any client on aiohttp pays at least -----------------------------------------------------
@@ -113,19 +152,18 @@ async def streaming(job: Job) -> AsyncIterator[Run]:
 
 def _bodies(job: Job) -> tuple[list[bytes], list[bytes]]:
     """Make the bodies of all checks, and of all stops, by somebody who knows what runs."""
-    running = [task_id for task_id in job.ids if runs(task_id)]
     calls = (
         [("TaskStatus", chunk) for chunk in job.chunks],
-        [("TaskStop", chunk) for chunk in chunks(running, job.chunk or 500)],
+        [("TaskStop", chunk) for chunk in _chunks(job.running(job.ids), job.size)],
     )
     number = count()
-    checks, stops = ([orjson.dumps(request(*call, next(number))) for call in of] for of in calls)
+    checks, stops = ([orjson.dumps(_request(*call, next(number))) for call in of] for of in calls)
     return checks, stops
 
 
 @asynccontextmanager
 async def _posting(job: Job) -> AsyncIterator[Callable[[bytes], Awaitable[bytes]]]:
-    """Give what sends a body and gives the reply's."""
+    """Make what sends a body, again while it meets a fault, and returns the reply's."""
     url = URL(job.url + PATH)
     headers = {"Content-Type": "application/json"}
     async with aiohttp.ClientSession(
@@ -133,8 +171,14 @@ async def _posting(job: Job) -> AsyncIterator[Callable[[bytes], Awaitable[bytes]
     ) as session:
 
         async def post(body: bytes) -> bytes:
-            async with session.post(url, data=body, headers=headers) as response:
-                return await response.read()
+            while True:
+                try:
+                    async with session.post(url, data=body, headers=headers) as response:
+                        if response.status == 200:
+                            return await response.read()
+                except aiohttp.ClientError:
+                    pass
+                await asyncio.sleep(_RETRY.wait_initial)
 
         yield post
 
@@ -161,15 +205,14 @@ def _bare(use: Callable[[bytes], object]) -> Client:
 
 
 @asynccontextmanager
-async def in_order(job: Job) -> AsyncIterator[Run]:
-    """The floor client, but a stop waits until the checks that name its tasks are answered."""
+async def bare_in_order(job: Job) -> AsyncIterator[Run]:
+    """Send bodies made in advance, each stop once the checks that name its tasks are answered."""
     checks, stops = _bodies(job)
-    shown = [sum(map(runs, chunk)) for chunk in job.chunks]
-    full = job.chunk or 500
+    found = [len(job.running(chunk)) for chunk in job.chunks]
     async with _posting(job) as post:
 
         async def run() -> None:
-            waiting = deque(zip(checks, shown, strict=True))
+            waiting = deque(zip(checks, found, strict=True))
             unanswered, pooled = len(checks), 0
             stopping = iter(stops)
             news = asyncio.Event()
@@ -177,14 +220,14 @@ async def in_order(job: Job) -> AsyncIterator[Run]:
             async def work() -> None:
                 nonlocal unanswered, pooled
                 while unanswered or pooled:
-                    if pooled >= full or not unanswered:
-                        pooled -= min(pooled, full)
+                    if pooled >= job.size or not unanswered:
+                        pooled -= min(pooled, job.size)
                         await post(next(stopping))
                     elif waiting:
-                        body, found = waiting.popleft()
+                        body, running = waiting.popleft()
                         await post(body)
                         unanswered -= 1
-                        pooled += found
+                        pooled += running
                         news.set()
                     else:
                         news.clear()
@@ -198,107 +241,142 @@ async def in_order(job: Job) -> AsyncIterator[Run]:
 # --- What users write -----------------------------------------------------------------------------
 
 
-def _two_phases(decode: Decode, name: Callable[[Any], int], status: Callable[[Any], Any]) -> Client:
-    """Make a client that checks everything, then stops what runs, and keeps every row."""
-
-    @asynccontextmanager
-    async def client(job: Job) -> AsyncIterator[Run]:
-        async with aiohttp.ClientSession() as session:
-            slots = asyncio.Semaphore(job.concurrency)
-
-            async def call(method: str, task_ids: Sequence[int]) -> Sequence[Any]:
-                async with (
-                    slots,
-                    session.post(job.url + PATH, json=request(method, task_ids)) as response,
-                ):
-                    response.raise_for_status()
-                    return decode(await response.read())
-
-            async def run() -> object:
-                checks = await asyncio.gather(*(call("TaskStatus", chunk) for chunk in job.chunks))
-                found = {name(row): row for rows in checks for row in rows}
-                running = [task_id for task_id in job.ids if status(found[task_id]) == "Running"]
-                stops = await asyncio.gather(
-                    *(call("TaskStop", chunk) for chunk in chunks(running, job.chunk or 500))
-                )
-                for rows in stops:
-                    for row in rows:
-                        found[name(row)] = row
-                return found
-
-            yield run
-
-    return client
-
-
 @attrs.frozen
 class Row:
     """One row of a reply."""
 
     task_id: int
+    initial_task_id: int | None = None
     status: str | None = None
     error: str | None = None
 
 
-def _plain(body: bytes) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(body)["reply"][0]["result"]
-    return rows
+_LIVE: Final = frozenset({"Scheduled", "Explore", "Running"})
+_DENIED: Final = re.compile(r"access denied to tasks \[([\d, ]+)\]")
 
 
-def _attrs(body: bytes) -> list[Row]:
-    rows = orjson.loads(body)["reply"][0]["result"]
-    return [Row(row["task_id"], row.get("status"), row.get("error")) for row in rows]
+class _ByHand:
+    """A careful user's client: all checks, then all stops; it follows restart chains.
+
+    It repeats a request three times on any fault, stops included, leaves out the tasks that the
+    server denies, and keeps the last row of each task. Nothing else is promised.
+    """
+
+    def __init__(self, job: Job, session: aiohttp.ClientSession, read: Decode, get: Get) -> None:
+        self._job = job
+        self._session = session
+        self._read = read
+        self._get = get
+        self._slots = asyncio.Semaphore(job.concurrency)
+
+    async def _post(self, method: str, task_ids: list[int]) -> dict[str, Any]:
+        for attempt in range(4):
+            try:
+                async with (
+                    self._slots,
+                    self._session.post(
+                        self._job.url + PATH, json=_request(method, task_ids)
+                    ) as response,
+                ):
+                    response.raise_for_status()
+                    return self._read(await response.read())
+            except aiohttp.ClientError:
+                if attempt == 3:
+                    raise
+            await asyncio.sleep(_RETRY.wait_initial)
+        raise AssertionError
+
+    async def call(self, method: str, task_ids: list[int]) -> list[Any]:
+        """Return the rows of a call, without tasks that the server denies."""
+        entry = await self._post(method, task_ids)
+        if denied := _DENIED.match(entry.get("error", "")):
+            bad = set(map(int, denied[1].split(",")))
+            entry = await self._post(method, [each for each in task_ids if each not in bad])
+        rows: list[Any] = entry["result"]
+        return rows
+
+    async def _call_all(self, method: str, task_ids: list[int]) -> Iterator[Any]:
+        chunks = _chunks(task_ids, self._job.size)
+        replies = await asyncio.gather(*(self.call(method, chunk) for chunk in chunks))
+        return (row for rows in replies for row in rows)
+
+    async def run(self) -> dict[int, Any]:
+        """Stop what runs; of each chain the live task counts, else the newest."""
+        get = self._get
+        chain_of: dict[int, int] = {}
+        current: dict[int, Any] = {}
+        for row in await self._call_all("TaskStatus", self._job.ids):
+            task_id = get(row, "task_id")
+            chain = chain_of[task_id] = get(row, "initial_task_id") or task_id
+            known = current.get(chain)
+            if (
+                known is None
+                or get(row, "status") in _LIVE
+                or (get(known, "status") not in _LIVE and task_id > get(known, "task_id"))
+            ):
+                current[chain] = row
+        found = {n: current[chain_of[n]] for n in self._job.ids if n in chain_of}
+        running = [get(row, "task_id") for row in found.values() if get(row, "status") == "Running"]
+        stops = await self._call_all("TaskStop", list(dict.fromkeys(running)))
+        stopped = {get(row, "task_id"): row for row in stops}
+        return {n: stopped.get(get(row, "task_id"), row) for n, row in found.items()}
 
 
-def _cattrs(body: bytes) -> list[Row]:
-    return cattrs.structure(orjson.loads(body)["reply"][0]["result"], list[Row])
+def _json(body: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = json.loads(body)["reply"][0]
+    return entry
 
 
-def _one_by_one(*, concurrency: int | None) -> Client:
-    """Make a client that spends a call on each task; without concurrency, a connection too."""
+def _attrs(body: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = orjson.loads(body)["reply"][0]
+    names = ("task_id", "initial_task_id", "status", "error")
+    return {**entry, "result": [Row(*map(row.get, names)) for row in entry.get("result", ())]}
+
+
+def _cattrs(body: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = orjson.loads(body)["reply"][0]
+    return {**entry, "result": cattrs.structure(entry.get("result", ()), list[Row])}
+
+
+def _by_hand(read: Decode, get: Get) -> Client:
+    """Make a client of what reads an entry of a reply, and what reads a member of a row."""
 
     @asynccontextmanager
     async def client(job: Job) -> AsyncIterator[Run]:
-        slots = asyncio.Semaphore(concurrency or 1)
-        connector = aiohttp.TCPConnector(limit=0, force_close=concurrency is None)
-        async with aiohttp.ClientSession(connector=connector) as session:
-
-            async def call(method: str, task_id: int) -> str:
-                async with (
-                    slots,
-                    session.post(job.url + PATH, json=request(method, [task_id])) as response,
-                ):
-                    response.raise_for_status()
-                    [row] = _plain(await response.read())
-                    return str(row.get("status"))
-
-            async def stop(task_id: int) -> str:
-                found = await call("TaskStatus", task_id)
-                return await call("TaskStop", task_id) if found == "Running" else found
-
-            async def run() -> object:
-                if concurrency is None:
-                    return {task_id: await stop(task_id) for task_id in job.ids}
-                return dict(zip(job.ids, await asyncio.gather(*map(stop, job.ids)), strict=True))
-
-            yield run
+        async with aiohttp.ClientSession() as session:
+            yield _ByHand(job, session, read, get).run
 
     return client
 
 
+@asynccontextmanager
+async def one_by_one(job: Job) -> AsyncIterator[Run]:
+    """Spend a call on each task, 8 at once; restart chains are not followed."""
+    async with aiohttp.ClientSession() as session:
+        client = _ByHand(job, session, _json, dict.get)
+
+        async def stop(task_id: int) -> Any:
+            [row, *_] = await client.call("TaskStatus", [task_id])
+            return await client.call("TaskStop", [task_id]) if row["status"] == "Running" else row
+
+        yield lambda: asyncio.gather(*map(stop, job.ids))
+
+
 CLIENTS: Final[dict[str, Client]] = {
     "floor": _bare(lambda _: None),
-    "in order": in_order,
+    "bare": bare_in_order,
     "orjson": _bare(orjson.loads),
     "package": package,
     "package on uvloop": package,
-    "listening": listening,
-    "asking": asking,
+    "stopping": stopping,
+    "task_status": task_status,
+    "stop": single_stops,
     "streaming": streaming,
-    "by hand": _two_phases(_plain, lambda row: row["task_id"], lambda row: row["status"]),
-    "attrs": _two_phases(_attrs, lambda row: row.task_id, lambda row: row.status),
-    "cattrs": _two_phases(_cattrs, lambda row: row.task_id, lambda row: row.status),
-    "curl-like": _one_by_one(concurrency=None),
-    "gather": _one_by_one(concurrency=8),
+    "by hand": _by_hand(_json, dict.get),
+    "attrs": _by_hand(_attrs, getattr),
+    "cattrs": _by_hand(_cattrs, getattr),
+    "one by one": one_by_one,
+    "async_bulk": async_bulk,
+    "batch_writer": batch_writer,
 }
 """By the names under which figures are kept."""

@@ -7,6 +7,7 @@ import platform
 import statistics
 from datetime import UTC, datetime
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +16,8 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_PACKAGES: Final = ("aiohttp", "attrs", "cattrs", "msgspec", "orjson", "stamina")
+_PACKAGES: Final = ("aiohttp", "attrs", "cattrs", "msgspec", "orjson", "uvloop")
+_PEERS: Final = ("elasticsearch", "aioboto3")
 
 
 @attrs.frozen
@@ -54,7 +56,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Sum up the values of some runs."""
+        """Return the spread of the values of some runs."""
         known = list(values)
         if len(known) == 1:
             return cls(known[0], known[0], known[0])
@@ -62,13 +64,13 @@ class Spread:
         return cls(median, low, high)
 
     def show(self, unit: float = 1.0, digits: int = 1) -> str:
-        """Give the median with the quartiles behind it."""
+        """Return the median with the quartiles behind it."""
         median, low, high = (f"{n / unit:.{digits}f}" for n in attrs.astuple(self))
         return f"{median} ({low} to {high})"
 
 
 def machine() -> dict[str, Any]:
-    """Tell on what the figures were got."""
+    """Return what the figures were measured on."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -85,11 +87,12 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in _PACKAGES},
+        **{name: metadata.version(name) for name in _PEERS if find_spec(name)},
     }
 
 
 def plain(value: Any) -> Any:
-    """Make JSON of figures: four digits of each number say enough."""
+    """Return figures as JSON holds them, rounded to four digits."""
     if isinstance(value, Spread):
         value = attrs.asdict(value)
     if isinstance(value, dict):

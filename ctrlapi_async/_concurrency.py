@@ -18,7 +18,8 @@ class Finished(NamedTuple):
         now: When that became known.
         size: The task ids in it.
         traits: What its error means; None after a good reply.
-        all_in_use: Whether every slot was taken, this request's included.
+        all_in_use: Whether all slots were in use at some time since it was sent.
+        alone: Whether no other request is in flight.
     """
 
     sent_at: float
@@ -26,6 +27,7 @@ class Finished(NamedTuple):
     size: int
     traits: Trait | None
     all_in_use: bool
+    alone: bool
 
 
 class FixedConcurrency:

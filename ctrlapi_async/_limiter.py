@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ctrlapi_async._adaptive import AdaptiveConcurrency
@@ -34,6 +35,7 @@ class Strategy(Protocol):
     @property
     def slots(self) -> int:
         """Requests that may be in flight."""
+        ...
 
     def finished(self, request: Finished) -> None:
         """Take in how a request ended."""
@@ -123,6 +125,8 @@ class ConcurrencyLimiter:
         max_concurrency: Requests in flight at most.
         start_concurrency: Requests in flight at first, if the number shall adapt; None: fixed.
         wait_bound: Returns the bound in seconds of the pause at a level of backoff, from 1.
+        longest_wait: Seconds that a server may ask for; whoever is told to wait for longer gives
+            up, and the others do not wait.
         random: Returns a number from 0 to 1.
     """
 
@@ -132,6 +136,7 @@ class ConcurrencyLimiter:
         start_concurrency: int | None = None,
         *,
         wait_bound: Callable[[int], float],
+        longest_wait: float = float("inf"),
         random: Callable[[], float],
     ) -> None:
         self._strategy: Strategy = (
@@ -140,8 +145,10 @@ class ConcurrencyLimiter:
             else AdaptiveConcurrency(start_concurrency, max_concurrency)
         )
         self._backoff = Backoff(wait_bound, random)
+        self._longest_wait = longest_wait
         self._ceiling = IdCeiling()
         self._taken = 0
+        self._all_in_use_at = float("-inf")
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._slot = _Slot(self)
@@ -173,7 +180,7 @@ class ConcurrencyLimiter:
     async def acquire(self) -> None:
         """Wait for a slot."""
         if not self._waiters and self._may_send():
-            self._taken += 1
+            self._take()
             return
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
@@ -184,7 +191,8 @@ class ConcurrencyLimiter:
             if waiter.done() and not waiter.cancelled():
                 self.release()  # given out and cancelled in the same turn of the loop
             else:
-                self._waiters.remove(waiter)
+                with suppress(ValueError):  # passed over already
+                    self._waiters.remove(waiter)
                 self._give_out()
             raise
 
@@ -205,13 +213,17 @@ class ConcurrencyLimiter:
             error: What it met; None after a good reply.
         """
         traits = None if error is None else traits_of(error)
-        all_in_use = self._taken >= self._strategy.slots
-        self._strategy.finished(Finished(sent_at, now, size, traits, all_in_use))
+        # A slot is free for a moment whenever a reply has come, and that says nothing.
+        all_in_use = self._all_in_use_at >= sent_at
+        alone = self._taken <= 1
+        self._strategy.finished(Finished(sent_at, now, size, traits, all_in_use, alone))
         if traits is None:
             self._backoff.succeeded()
             self._ceiling.succeeded(size)
         elif Trait.SLOW_DOWN in traits:
             retry_after = error.retry_after if isinstance(error, HttpError) else None
+            if retry_after is not None and retry_after > self._longest_wait:
+                retry_after = None
             before = self.resume_at
             self._backoff.refused(sent_at, now, retry_after)
             if self.resume_at > before:
@@ -227,6 +239,11 @@ class ConcurrencyLimiter:
                 logger.warning("request too large: %d task ids at most from now on", self.max_ids)
         self._give_out()
 
+    def _take(self) -> None:
+        self._taken += 1
+        if self._taken >= self._strategy.slots:
+            self._all_in_use_at = asyncio.get_running_loop().time()
+
     def _may_send(self) -> bool:
         return self._taken < self._strategy.slots and (
             not self.resume_at or asyncio.get_running_loop().time() >= self.resume_at
@@ -236,7 +253,7 @@ class ConcurrencyLimiter:
         while self._waiters and self._may_send():
             waiter = self._waiters.popleft()
             if not waiter.done():  # else cancelled, and its task has not run since
-                self._taken += 1
+                self._take()
                 waiter.set_result(None)
         self._arm_timer()
 

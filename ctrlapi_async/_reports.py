@@ -30,15 +30,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@frozen(cache_hash=True)
-class Verdict:
-    """A task's outcome apart from its id; tasks with the same outcome share one object."""
+class Verdict(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
+    """A task's outcome apart from its id; tasks with the same outcome share one object.
+
+    `gc=False`: a dict of a million ids and verdicts is nothing that the garbage collector looks at.
+    """
 
     project_id: int
     result: StopResult
     status: TaskStatus | str | None = None
     error: str | None = None
     restarted_as: int | None = None
+
+    def of_restart(self, restarted_as: int | None) -> Verdict:
+        """Return the verdict of a task that was restarted as another with this verdict."""
+        return Verdict(self.project_id, self.result, self.status, self.error, restarted_as)
 
     def outcome(self, task_id: int) -> StopOutcome:
         """Return the outcome of a task that has this verdict."""
@@ -148,14 +154,14 @@ class StopReport(Mapping[int, StopOutcome]):
         return _expect_unique(report, len(document.outcomes))
 
 
-@frozen(repr=False)
+@frozen(repr=False, unsafe_hash=False)
 class StatusReport(Mapping[int, TaskState]):
     """An immutable mapping of task id to `TaskState`, in the order asked for.
 
     Reports come from a session, from `of` and from `from_json`.
     """
 
-    _states: Mapping[int, TaskState] = field(factory=dict, alias="_states", hash=False)
+    _states: Mapping[int, TaskState] = field(factory=dict, alias="_states")
 
     @classmethod
     def of(cls, states: Iterable[TaskState]) -> StatusReport:
@@ -262,9 +268,9 @@ def _status(value: object, _: object) -> TaskStatus | str | None:
     return None if value is None else parse_status(_exactly(str)(value, str))
 
 
-def _list_only(structure: Callable[[Any, Any], T]) -> Callable[[object, object], T]:
-    # By default an object passes for a list, of its members' names.
-    return lambda value, kind: structure(_exactly(list)(value, kind), kind)
+def _only(kind: type, structure: Callable[[Any, Any], T]) -> Callable[[object, object], T]:
+    # By default an object passes for a list of its members' names, and a list for an object.
+    return lambda value, target: structure(_exactly(kind)(value, target), target)
 
 
 @cache
@@ -278,8 +284,9 @@ def _converter() -> Converter:
     converter.register_structure_hook_func(partial(eq, status), _status)
     converter.register_structure_hook_func(partial(eq, details), _exactly(dict))
     converter.register_unstructure_hook(LazyMapping, dict)
-    for items in (list[StopOutcome], list[TaskState]):
-        converter.register_structure_hook_func(
-            partial(eq, items), _list_only(converter.get_structure_hook(items))
-        )
+    # As a str it would have that one's hook.
+    converter.register_structure_hook(StopResult, lambda value, _: StopResult(value))
+    for kind, target in (dict, StopStats), (list, list[StopOutcome]), (list, list[TaskState]):
+        structure = _only(kind, converter.get_structure_hook(target))
+        converter.register_structure_hook_func(partial(eq, target), structure)
     return converter

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ctrlapi_async._errors import CtrlApiError, HttpError
 from ctrlapi_async._models import AllActive
+from ctrlapi_async._protocol.pieces import PIECE, pieces
 from ctrlapi_async._protocol.replies import Rows, decode_result, decode_rows
 from ctrlapi_async._protocol.requests import TaskCall, encode_request, task_params
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from ctrlapi_async._limiter import ConcurrencyLimiter
     from ctrlapi_async._transport import Transport
@@ -70,10 +71,32 @@ class RequestSender:
         answers = await self._exchange(
             list(zip(methods, params, strict=True)),
             sum(1 if isinstance(ids, AllActive) else len(ids) for _, ids in calls),
-            lambda body, first_id: decode_rows(body, methods, first_id, keep_bytes=keep_bytes),
+            lambda body, first_id: self._decode(body, methods, first_id, keep_bytes=keep_bytes),
         )
         if any(isinstance(answer, Rows) for answer in answers):
             self.proven.add(method)
+        return answers
+
+    async def _decode(
+        self, body: bytes, methods: Sequence[str], first_id: int, *, keep_bytes: bool
+    ) -> list[Rows | CtrlApiError]:
+        """Return the answer to each call; large replies are read in steps."""
+        if len(methods) > 1 or len(body) <= 2 * PIECE:
+            return self._read(body, methods, first_id, keep_bytes=keep_bytes)
+        parts = pieces(body)
+        [whole] = self._read(next(parts), methods, first_id, keep_bytes=keep_bytes)
+        for part in parts:
+            await asyncio.sleep(0)
+            [more] = self._read(part, methods, first_id, keep_bytes=keep_bytes)
+            if isinstance(whole, CtrlApiError) or isinstance(more, CtrlApiError):
+                return [whole if isinstance(whole, CtrlApiError) else more]
+            whole.extend(more)
+        return [whole]
+
+    def _read(
+        self, body: bytes, methods: Sequence[str], first_id: int, *, keep_bytes: bool
+    ) -> list[Rows | CtrlApiError]:
+        answers = decode_rows(body, methods, first_id, keep_bytes=keep_bytes)
         return [self._redacted_answer(answer) for answer in answers]
 
     async def call(self, method: str, params: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
@@ -87,9 +110,11 @@ class RequestSender:
             CtrlApiError: What the request or the call met.
             TypeError: JSON cannot hold the params.
         """
-        result = await self._exchange(
-            [(method, params)], 1, lambda body, call_id: decode_result(body, method, call_id)
-        )
+
+        async def decode(body: bytes, call_id: int) -> Any:  # noqa: ANN401 - JSON
+            return decode_result(body, method, call_id)
+
+        result = await self._exchange([(method, params)], 1, decode)
         self.proven.add(method)
         return result
 
@@ -97,7 +122,7 @@ class RequestSender:
         self,
         calls: Sequence[tuple[str, Mapping[str, Any]]],
         size: int,
-        decode: Callable[[bytes, int], T],
+        decode: Callable[[bytes, int], Awaitable[T]],
     ) -> T:
         first_id = self._next_id
         self._next_id += len(calls)
@@ -108,14 +133,11 @@ class RequestSender:
         fate = "no answer"
         try:
             reply = await self._transport.post(body, trace={"method": method, "tasks": size})
-            result = decode(reply, first_id)
+            result = await decode(reply, first_id)
         except CtrlApiError as caught:
-            error = self._redacted(caught)
             fate = str(caught.status) if isinstance(caught, HttpError) else type(caught).__name__
-            self._limiter.finished(sent_at=sent_at, now=loop.time(), size=size, error=error)
-            if error is caught:
-                raise
-            raise error from None
+            error = self._redacted(caught)
+            cause = caught.__cause__ if error is caught else None
         else:
             fate = "200"
             self._limiter.finished(sent_at=sent_at, now=loop.time(), size=size, error=None)
@@ -130,6 +152,9 @@ class RequestSender:
                     fate,
                     (loop.time() - sent_at) * 1000,
                 )
+        self._limiter.finished(sent_at=sent_at, now=loop.time(), size=size, error=error)
+        # Raised out here, the error has no context that could show what must not be shown.
+        raise error from cause
 
     def _redacted_answer(self, answer: Rows | CtrlApiError) -> Rows | CtrlApiError:
         if isinstance(answer, CtrlApiError):

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from enum import Enum
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
-from ctrlapi_async._bulk.batcher import Batcher
+from ctrlapi_async._bulk.batcher import Batcher, closed_error
 from ctrlapi_async._bulk.reconcile import RunOptions
 from ctrlapi_async._bulk.run import BulkRun, RunContext, StopRun
 from ctrlapi_async._bulk.source import SLICE, Targets, targets_across, targets_of
 from ctrlapi_async._errors import (
     CtrlApiError,
-    RequestError,
     StopIncompleteError,
     Trait,
     traits_of,
@@ -36,7 +36,7 @@ from ctrlapi_async._models import (
 from ctrlapi_async._protocol.replies import details_of
 from ctrlapi_async._protocol.requests import TASK_STATUS, encode_request
 from ctrlapi_async._reports import StatusReport, StopReport
-from ctrlapi_async._retry import last_moment, pause_after
+from ctrlapi_async._retry import impossible_wait, last_moment, log_repeat, pause_after
 from ctrlapi_async._sender import RequestSender
 from ctrlapi_async._transport import Transport
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from ctrlapi_async._auth import ApiKey
     from ctrlapi_async._models import AnyTaskIds, TaskIds
-    from ctrlapi_async._protocol.replies import Row
+    from ctrlapi_async._protocol.replies import DetailedRow, Row
 
 # Silent unless asked: without a handler Python prints warnings to stderr.
 logging.getLogger("ctrlapi_async").addHandler(logging.NullHandler())
@@ -129,7 +129,11 @@ class ControlSession:
         self._retry = retry
         slots = min(batching.max_concurrency, self._transport.connection_limit or 2**31)
         self._limiter = ConcurrencyLimiter(
-            slots, batching.start_concurrency, wait_bound=retry.wait_bound, random=random.random
+            slots,
+            batching.start_concurrency,
+            wait_bound=retry.wait_bound,
+            longest_wait=math.inf if retry.timeout is None else retry.timeout,
+            random=random.random,
         )
         self._sender = RequestSender(self._transport, self._limiter, self._user_id)
         self._state = _State.NEW
@@ -140,6 +144,7 @@ class ControlSession:
             retry=retry,
             check_open=self._check_open,
         )
+        self._calls: set[asyncio.Timeout] = set()
         self._batcher = Batcher(self._run_of_single_stops, batching.linger)
 
     def __repr__(self) -> str:
@@ -164,8 +169,10 @@ class ControlSession:
         self._state = _State.CLOSED
         async with AsyncExitStack() as rest:  # all of it, a cancellation notwithstanding
             rest.push_async_callback(self._transport.close)
+            for scope in self._calls:
+                scope.reschedule(asyncio.get_running_loop().time())
             for run in list(self._context.runs):
-                run.abort(RequestError("the session was closed"))
+                run.abort(closed_error())
                 rest.push_async_callback(run.finish)
             rest.push_async_callback(self._batcher.close)  # first, so that no batch leaves now
 
@@ -197,32 +204,40 @@ class ControlSession:
             raise TypeError(f"params must be a mapping, not {params!r:.80}")
         encode_request(self._user_id, [(method, params)], 1)  # bad params: before the first call
         self._check_open()
-        attempt = 1
-        first_fault_at: float | None = None
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._calls.add(scope)
+                return await self._call(method, params)
+        except TimeoutError:
+            if scope.expired():  # by `aclose`
+                raise closed_error() from None
+            raise
+        finally:
+            self._calls.discard(scope)
+
+    async def _call(self, method: str, params: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
+        """Send a call, and repeat it as far as the policy allows."""
+        now = asyncio.get_running_loop().time
+        until = math.inf
+        attempt = 0
         while True:
+            attempt += 1
             try:
                 async with self._limiter.slot():
                     return await self._sender.call(method, params)
             except CtrlApiError as error:
-                now = asyncio.get_running_loop().time()
-                first_fault_at = now if first_fault_at is None else first_fault_at
-                pause = pause_after(self._retry, attempt, error, random.random)
-                if (
-                    not self._may_repeat(method, error)
-                    or attempt >= self._retry.attempts
-                    or now + pause > last_moment(self._retry, first_fault_at)
-                ):
+                if attempt == 1:
+                    until = last_moment(self._retry, now())
+                if not _may_repeat(method, error):
                     raise
-            attempt += 1
+                if (refusal := impossible_wait(error, now(), until)) is not None:
+                    raise refusal from error
+                pause = pause_after(self._retry, attempt, error, random.random)
+                if attempt >= self._retry.attempts or now() + pause > until:
+                    raise
+                log_repeat(method, 1, error, attempt + 1, pause)
             await asyncio.sleep(pause)
-
-    def _may_repeat(self, method: str, error: CtrlApiError) -> bool:
-        traits = traits_of(error)
-        return (
-            self._state is _State.OPEN
-            and Trait.PASSING in traits
-            and (method == TASK_STATUS or Trait.NOT_CARRIED_OUT in traits)
-        )
 
     async def task_status(
         self,
@@ -484,6 +499,11 @@ class ControlSession:
         return run.report
 
 
+def _may_repeat(method: str, error: CtrlApiError) -> bool:
+    traits = traits_of(error)
+    return Trait.PASSING in traits and (method == TASK_STATUS or Trait.NOT_CARRIED_OUT in traits)
+
+
 def _options(  # noqa: PLR0917 - the same for four methods
     dry_run: bool,
     follow_restarts: bool,
@@ -520,7 +540,11 @@ def _options(  # noqa: PLR0917 - the same for four methods
 
 def _state(row: Row, restarted_as: TaskState | None = None) -> TaskState:
     return TaskState(
-        row.task_id, parse_status(row.status), row.error, restarted_as, details_of(row)
+        row.task_id,
+        parse_status(row.status),
+        row.error,
+        restarted_as,
+        details_of(cast("DetailedRow", row)),
     )
 
 

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-raise SystemExit(
-    "MESSAGE FROM THE LEAD: branch core is 97 commits ahead and touches the same files. Commit what you have, "
-    "`git checkout tests/conftest.py` (removes this message), `git merge core` NOW, resolve (your findings win, keep "
-    "bench's fast paths for usual replies and chains and sess/proxies' recovery changes), get the state machine green, commit, "
-    "then tell in your report. See also LEAD_SAYS_merge_core_now.txt. All of it should be merged by 09:15."
-)
-
 import asyncio
 import copyreg
 import inspect
@@ -81,9 +74,9 @@ async def _no_task_left() -> AsyncIterator[None]:
 
 
 @pytest.fixture
-async def api() -> AsyncIterator[ControlApiSimulator]:
+def api() -> Iterator[ControlApiSimulator]:
     """Run a simulator."""
-    async with ControlApiSimulator() as simulator:
+    with ControlApiSimulator() as simulator:
         yield simulator
 
 

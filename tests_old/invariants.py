@@ -241,7 +241,7 @@ def assert_stops_were_due(events: Iterable[Event], *, checked: bool = True) -> N
 
 def assert_truth(api: ControlApiSimulator, report: StopReport) -> None:
     """What the server did, and what the report says that it did, agree."""
-    if api._hand_driven:
+    if api._processor.clock.hand_driven:
         api.advance(AGES)
     for task_id, outcome in report.items():
         task = api.tasks.get(task_id)

@@ -540,7 +540,9 @@ def test_every_task_has_the_outcome_that_is_true(
     echo_id: bool,
 ) -> None:
     async def main() -> None:
-        api = ControlApiSimulator(missing=missing, denied_names=names, echo_id=echo_id)
+        api = ControlApiSimulator(
+            own_thread=False, missing=missing, denied_names=names, echo_id=echo_id
+        )
         populate(api, projects)
         targets = {
             project_id: list(range(project_id * 10, project_id * 10 + len(statuses)))

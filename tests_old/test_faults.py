@@ -396,7 +396,7 @@ def test_matrix(case: Case, method: str, number: int, *, always: bool) -> None:
     effect = case.status if method == STATUS else case.stop
 
     async def main() -> None:
-        async with ControlApiSimulator() as api:
+        async with ControlApiSimulator(own_thread=False) as api:
             api.add_tasks(RUNNING)
             api.add_tasks(ENDED, "Completed")
             witness = Witness(api, script(case.fault, method, number, always=always))
@@ -434,7 +434,7 @@ def assert_told(report: StopReport, error: StopIncompleteError | None, effect: E
 
 def test_matrix_is_what_a_run_without_faults_sends() -> None:
     async def main() -> None:
-        async with ControlApiSimulator() as api:
+        async with ControlApiSimulator(own_thread=False) as api:
             api.add_tasks(RUNNING)
             api.add_tasks(ENDED, "Completed")
             report, error = await stop_all(api, TASKS)
@@ -513,7 +513,7 @@ def test_matrix_of_lost_connections(
             server = await loop.create_server(Resetting, "127.0.0.1", 0) if accepts else None
             if server is not None:
                 port = server.sockets[0].getsockname()[1]
-            async with ControlApiSimulator() as api:
+            async with ControlApiSimulator(own_thread=False) as api:
                 api.add_tasks(RUNNING)
                 api.add_tasks(ENDED, "Completed")
                 witness = Witness(api)
@@ -580,7 +580,7 @@ def test_stop_whose_reply_was_lost_is_checked(fault: Fault, delay: float, *, alw
     asked, result, status = DELAYS[delay, always]
 
     async def main() -> None:
-        async with ControlApiSimulator(tick=1, stop_delay=delay) as api:
+        async with ControlApiSimulator(own_thread=False, tick=1, stop_delay=delay) as api:
             api.add_tasks([1, 2, 3])
             witness = Witness(api, script(fault, STOP, 1, always=always))
             report, error = await stop_all(api, [1, 2, 3])
@@ -603,7 +603,7 @@ ENDINGS: Final = {
 @pytest.mark.parametrize(("moment", "asked"), ENDINGS.values(), ids=ENDINGS)
 def test_task_that_ended_by_itself_is_not_running(moment: float, asked: str) -> None:
     async def main() -> None:
-        async with ControlApiSimulator(tick=1) as api:
+        async with ControlApiSimulator(own_thread=False, tick=1) as api:
             api.add_task(1, life=[(moment, "Completed")])
             witness = Witness(api, script(Drop(), STOP, 1))
             report, error = await stop_all(api, [1])
@@ -641,7 +641,7 @@ def test_stop_that_no_check_can_settle_is_unconfirmed(
         return silence if record.number > 1 else None
 
     async def main() -> None:
-        async with ControlApiSimulator() as api:
+        async with ControlApiSimulator(own_thread=False) as api:
             api.add_task(1)
             witness = Witness(api, choose)
             report, error = await stop_all(api, [1])
@@ -673,7 +673,7 @@ def test_attempts_do_not_multiply(attempts: int, again: Fault, faulty_checks: in
         return HttpStatus(500) if failed <= faulty_checks and record.number > 1 else None
 
     async def main() -> None:
-        async with ControlApiSimulator() as api:
+        async with ControlApiSimulator(own_thread=False) as api:
             api.add_task(1)
             witness = Witness(api, choose)
             report, error = await stop_all(
@@ -716,7 +716,7 @@ def test_denied_ids_are_singled_out(
     good = [n for n in task_ids if n not in bad]
 
     async def main() -> None:
-        async with ControlApiSimulator(denied_names=names) as api:
+        async with ControlApiSimulator(own_thread=False, denied_names=names) as api:
             api.add_project(PROJECT)
             api.add_tasks(good)
             witness = Witness(api)
@@ -761,7 +761,7 @@ def test_denial_is_read_in_any_spelling(words: str, method: str) -> None:
     bad = WORDINGS[words]
 
     async def main() -> None:
-        async with ControlApiSimulator() as api:
+        async with ControlApiSimulator(own_thread=False) as api:
             api.add_tasks(range(1, 6))
             witness = Witness(api, script(refusal(words), method, 1))
             report, error = await stop_all(api, range(1, 6))
@@ -787,7 +787,7 @@ def test_task_without_a_status_is_not_found_with_the_servers_words(
     entry: dict[str, Any], words: str
 ) -> None:
     async def main() -> None:
-        async with ControlApiSimulator() as api:
+        async with ControlApiSimulator(own_thread=False) as api:
             api.add_task(1)
             witness = Witness(api, script(Rewrite(lambda _: {"reply": [entry]}), STATUS, 1))
             report, error = await stop_all(api, [1])
@@ -800,7 +800,7 @@ def test_task_without_a_status_is_not_found_with_the_servers_words(
 
 def test_project_that_is_not_there_dooms_its_own_tasks_only() -> None:
     async def main() -> None:
-        async with ControlApiSimulator() as api:
+        async with ControlApiSimulator(own_thread=False) as api:
             api.add_tasks([1, 2, 3], project_id=2)
             api.add_tasks([7, 8, 9], project_id=4)
             async with ControlSession(api.url, 1, batching=Batching(2, 1)) as session:
@@ -823,7 +823,7 @@ def test_project_that_is_not_there_dooms_its_own_tasks_only() -> None:
 @pytest.mark.parametrize("method", [STATUS, STOP])
 def test_session_remembers_what_was_too_large(method: str) -> None:
     async def main() -> None:
-        async with ControlApiSimulator(max_body=300) as api:
+        async with ControlApiSimulator(own_thread=False, max_body=300) as api:
             ids = range(1001, 1401)
             api.add_tasks(ids)
             async with ControlSession(api.url, 1, batching=Batching(200, 1)) as session:
@@ -853,7 +853,7 @@ def test_single_id_that_is_too_large_is_an_error_of_that_id(*, checked: bool) ->
         long = 2**63 - 1
         params = f'{{"project_id":{PROJECT},"task_ids":{long}}}'
         body = f'{{"user_id":1,"methods":[{{"method":"{STOP}","id":1,"params":{params}}}]}}'
-        async with ControlApiSimulator(max_body=len(body) - 1) as api:
+        async with ControlApiSimulator(own_thread=False, max_body=len(body) - 1) as api:
             api.add_tasks([1, 2, 3, long])
             report, error = await stop_all(api, [1, 2, long, 3], chunk=4, checked=checked)
         assert report.ids(STOP_SENT) == [1, 2, 3]
@@ -906,7 +906,7 @@ def test_retry_after_is_honoured_up_to_wait_max(
             fault = HttpStatus(status, headers={"Retry-After": header()})
             return script(fault, method, 1)(record)
 
-        async with ControlApiSimulator() as api:
+        async with ControlApiSimulator(own_thread=False) as api:
             api.add_tasks([1, 2, 3])
             witness = Witness(api, choose)
             report, error = await stop_all(
@@ -925,7 +925,7 @@ def test_retry_after_is_capped_by_the_runs_deadline(method: str) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         fault = HttpStatus(503, headers={"Retry-After": "20"})
-        async with ControlApiSimulator() as api:
+        async with ControlApiSimulator(own_thread=False) as api:
             api.add_tasks([1, 2, 3])
             witness = Witness(api, script(fault, method, 1))
             began = loop.time()
@@ -950,7 +950,7 @@ def test_slow_down_holds_for_all_runs_of_a_session() -> None:
             fault = HttpStatus(429, headers={"Retry-After": "10"})
             return fault if record.number == 1 else None
 
-        async with ControlApiSimulator() as api:
+        async with ControlApiSimulator(own_thread=False) as api:
             api.add_tasks(range(1, 41))
             api.fault_when = choose
             async with ControlSession(
@@ -1086,7 +1086,7 @@ def test_slots_are_given_in_the_order_of_asking_and_resume_after_a_pause() -> No
 @pytest.mark.parametrize("status", [401, 403, 404, 405])
 def test_replies_in_flight_are_used_when_doom_strikes(status: int) -> None:
     async def main() -> None:
-        async with ControlApiSimulator() as api:
+        async with ControlApiSimulator(own_thread=False) as api:
             api.add_tasks([1, 2, 4, 6])
             api.add_tasks([3, 5], "Completed")
             api.add_tasks(range(7, 20))
@@ -1107,7 +1107,7 @@ def test_replies_in_flight_are_used_when_doom_strikes(status: int) -> None:
 
 def test_stops_in_flight_are_reported_when_doom_strikes() -> None:
     async def main() -> None:
-        async with ControlApiSimulator() as api:
+        async with ControlApiSimulator(own_thread=False) as api:
             api.add_tasks(range(1, 9))
             witness = Witness(api, script(HttpStatus(403), STOP, 2))
             with api.hold(STOP, number=1, effect=True) as gate:
@@ -1134,7 +1134,7 @@ def test_doom_that_strikes_during_a_pause_lets_nothing_follow_it() -> None:
         return {1: slow, 2: HttpStatus(403)}.get(record.number)
 
     async def main() -> None:
-        async with ControlApiSimulator() as api:
+        async with ControlApiSimulator(own_thread=False) as api:
             api.add_tasks(range(1, 21))
             witness = Witness(api, choose)
             with api.hold(number=3), api.hold(number=2) as doom, api.hold(number=4) as good:

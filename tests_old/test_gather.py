@@ -138,7 +138,10 @@ async def test_callers_of_one_turn_go_together_and_later_ones_do_not_wait(
 
 def test_a_batch_lingers_for_callers_of_later_turns() -> None:
     async def main() -> None:
-        async with ControlApiSimulator() as api, open_session(api, linger=0.5) as session:
+        async with (
+            ControlApiSimulator(own_thread=False) as api,
+            open_session(api, linger=0.5) as session,
+        ):
             api.add_tasks(range(4))
             callers = []
             for n in range(3):
@@ -155,7 +158,10 @@ def test_a_batch_lingers_for_callers_of_later_turns() -> None:
 
 def test_nobody_waits_longer_than_the_linger_for_the_batch_to_leave() -> None:
     async def main() -> None:
-        async with ControlApiSimulator() as api, open_session(api, linger=1.0) as session:
+        async with (
+            ControlApiSimulator(own_thread=False) as api,
+            open_session(api, linger=1.0) as session,
+        ):
             api.add_tasks(range(20))
             callers = []
             for n in range(20):
@@ -332,7 +338,7 @@ async def test_a_caller_cancelled_between_check_and_stop(
 
 def test_a_caller_cancelled_while_its_check_waits_to_be_repeated() -> None:
     async def main() -> None:
-        async with ControlApiSimulator() as api, open_session(api) as session:
+        async with ControlApiSimulator(own_thread=False) as api, open_session(api) as session:
             api.add_tasks([1, 2])
             api.fault(HttpStatus(500), number=1)
             session._retry = RetryPolicy(wait_initial=60, wait_max=60)
@@ -504,7 +510,7 @@ def test_callers_do_not_touch_each_other(
     faults: dict[int, Fault],
 ) -> None:
     async def main() -> None:
-        api = ControlApiSimulator()
+        api = ControlApiSimulator(own_thread=False)
         api.add_project(2)
         api.add_project(3)
         for task_id, status in enumerate(statuses):

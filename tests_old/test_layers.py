@@ -136,7 +136,9 @@ def test_aiohttps_client_lives_in_one_room() -> None:
 
 
 def test_the_simulator_shares_no_code_with_the_client() -> None:
-    assert not [each for each in INNER if each.room == "simulator" and rooms_named(each)]
+    assert not [
+        each for each in INNER if each.room == "simulator" and rooms_named(each) - {"simulator"}
+    ]
 
 
 @pytest.mark.parametrize("room", sorted(PURE))

@@ -52,7 +52,7 @@ SLACK = 6.0
 
 
 def simulator(**options: Any) -> ControlApiSimulator:
-    return ControlApiSimulator(clock=asyncio.get_running_loop().time, **options)
+    return ControlApiSimulator(own_thread=False, clock=asyncio.get_running_loop().time, **options)
 
 
 def open_session(

@@ -134,6 +134,7 @@ async def carry_out(plan: Plan) -> tuple[Witness, StopReport, StopIncompleteErro
         return plan.faults.get(record.number - 1)
 
     async with ControlApiSimulator(
+        own_thread=False,
         tick=1,
         stop_delay=plan.stop_delay,
         missing=plan.missing,

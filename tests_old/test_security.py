@@ -436,7 +436,7 @@ async def test_another_certificate_than_the_pinned_one_is_refused_at_once(
         assert not refused.value.sent
         with pytest.raises(StopIncompleteError):
             await session.stop_running(2, range(1, 11))
-    assert tls_api.counters.connections == 2
+    await tls_api.wait_until(lambda: tls_api.counters.connections == 2)
     assert tls_api.counters.requests == 0
 
 

@@ -115,7 +115,7 @@ def test_soak(
     missing = range(TASKS + 1, TASKS + 1 + TASKS // 1000)
 
     async def main() -> tuple[StopReport, ControlApiSimulator, Counter[str]]:
-        async with ControlApiSimulator(log=False, max_body=1000) as api:
+        async with ControlApiSimulator(own_thread=False, log=False, max_body=1000) as api:
             api.mixed_tasks(TASKS, running=0.6)
             due = {n for n, task in api.tasks.items() if task.status == "Running"}
             api.fault_when = chance = Chance(api)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from ctrlapi_async.plan import Call
-    from ctrlapi_async.simulator import Fault
+    from ctrlapi_async.simulator import Fault, RequestRecord
 
 QUICK = RetryPolicy(attempts=4, wait_initial=0.01, wait_max=0.01)
 CHUNK = 10
@@ -78,15 +78,18 @@ class EverythingRuns(ControlApiSimulator):
     """A simulator that has a task for every id."""
 
     def __init__(self, status: Callable[[int], str] = lambda _: "Running", **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(own_thread=False, **options)
         self.add_project(2)
-        self.status = status
+        record_as_ever = self._processor._record
 
-    def _rows(self, call: Any, *, effect: bool) -> list[str]:
-        for task_id in call.ids or ():
-            if task_id not in self.tasks:
-                self.add_task(task_id, self.status(task_id))
-        return super()._rows(call, effect=effect)
+        def record(request: Any, document: Any) -> RequestRecord:
+            recorded = record_as_ever(request, document)
+            for task_id in recorded.ids:
+                if task_id not in self.tasks:
+                    self.add_task(task_id, status(task_id))
+            return recorded
+
+        self._processor._record = record  # type: ignore[method-assign]
 
 
 def open_session(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import define, field
@@ -59,11 +60,22 @@ class _Batch:
             else:
                 caller.set_result(answer)
 
-    def cancel(self) -> None:
-        """Cancel whoever still waits."""
-        for _, callers in self.tasks.values():
-            for caller in callers:
-                caller.cancel()
+    def answer_rest(self, error: BaseException | None) -> None:
+        """Tell whoever still waits that there is no answer, and what is known of the task."""
+        report = StopReport() if self.run is None else self.run.report
+        for task_id, (project_id, callers) in self.tasks.items():
+            if all(caller.done() for caller in callers):
+                continue
+            if isinstance(error, Exception):
+                causes = error.exceptions if isinstance(error, StopIncompleteError) else [error]
+                nothing = StopOutcome(
+                    task_id, project_id, StopResult.NOT_SENT, None, text_of(error)
+                )
+                outcome = report.get(task_id, nothing)
+                self.answer(task_id, _incomplete(outcome, causes, report.stats))
+            else:
+                for caller in callers:
+                    caller.cancel()  # the loop itself is about to end
 
 
 class Batcher:
@@ -105,49 +117,36 @@ class Batcher:
         self._waiting.remove(batch)
         task = asyncio.get_running_loop().create_task(self._serve(batch))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._served, batch))
 
     async def _serve(self, batch: _Batch) -> None:
-        """Run a batch, and answer each of its callers."""
+        """Run a batch, and answer those callers whose task has an answer."""
         if self._closed:
-            self._turn_away(batch)
-            return
-        unanswered: list[StopOutcome] = []
-        try:
-            batch.run = self._make_run(batch.targets())
-            async with StopRun(batch.run) as run:
-                async for outcome in run:
-                    if outcome.result in UNANSWERED:
-                        unanswered.append(outcome)  # the reason comes at the end
-                    else:
-                        batch.answer(outcome.task_id, outcome)
-        except StopIncompleteError as error:
-            stats = error.report.stats
-            for outcome in unanswered:
-                batch.answer(outcome.task_id, _incomplete(outcome, error.exceptions, stats))
-        except asyncio.CancelledError:
-            batch.cancel()
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the callers must see it
-            for task_id in batch.tasks:
-                batch.answer(task_id, error)
+            raise closed_error()
+        batch.run = self._make_run(batch.targets())
+        async with StopRun(batch.run) as run:
+            async for outcome in run:
+                if outcome.result not in UNANSWERED:  # else the reason comes at the end
+                    batch.answer(outcome.task_id, outcome)
+
+    def _served(self, batch: _Batch, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        cancelled = RequestError("the batch was cancelled by other code")
+        batch.answer_rest(cancelled if task.cancelled() else task.exception())
 
     async def close(self) -> None:
         """Turn away what has not begun, and wait until all callers have an answer."""
         self._closed = True
         for batch in self._waiting:
             batch.timer.cancel()
-            self._turn_away(batch)
+            batch.answer_rest(closed_error())
         self._waiting.clear()
         await until_done(self._tasks)
 
-    @staticmethod
-    def _turn_away(batch: _Batch) -> None:
-        """Answer the callers of a batch that was never sent."""
-        error = RequestError("the session was closed", sent=False)
-        for task_id, (project_id, _) in batch.tasks.items():
-            outcome = StopOutcome(task_id, project_id, StopResult.NOT_SENT, error=text_of(error))
-            batch.answer(task_id, _incomplete(outcome, [error], StopStats()))
+
+def closed_error() -> RequestError:
+    """Return the error for what a closed session does not do any more."""
+    return RequestError("the session was closed", sent=False)
 
 
 def _incomplete(

@@ -8,18 +8,26 @@ with as chains; any other task stands for itself.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from ctrlapi_async._errors import ReplyError
 from ctrlapi_async._models import TaskStatus, parse_status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from ctrlapi_async._protocol.replies import Row, Rows
     from ctrlapi_async._reports import Verdict
+
+_LIVENESS: Final[dict[object, int]] = {
+    TaskStatus.RUNNING: 2,
+    TaskStatus.SCHEDULED: 1,
+    TaskStatus.EXPLORE: 1,
+}
+"""How much a task is alive, by its status; 0 for all others."""
 
 
 @define
@@ -182,6 +190,35 @@ class ChainTable:
             del self._by_initial[oldest]
 
 
+def parts_of(answer: Rows, size: int) -> Iterator[Rows | None]:
+    """Yield a large answer in parts, with the rows of each restart chain in one of them.
+
+    Args:
+        answer: The answer; its rows are taken out.
+        size: Rows a part, more or less.
+
+    Yields:
+        A part, or None where nothing but time has passed.
+    """
+    restarts: dict[int, list[Row]] = {}
+    parts: list[list[Row]] = []
+    for start in range(0, len(answer.rows), size):
+        part: list[Row] = []
+        for row in answer.rows[start : start + size]:
+            if row.initial_task_id in (None, row.task_id):
+                part.append(row)
+            else:
+                restarts.setdefault(_initial(row), []).append(row)
+        parts.append(part)
+        yield None
+    answer.rows = []
+    for part in parts:
+        chained = [restarts.pop(row.task_id) for row in part if row.task_id in restarts]
+        yield evolve(answer, rows=part + [row for rows in chained for row in rows])
+    for rows in restarts.values():
+        yield evolve(answer, rows=rows)
+
+
 def read_statuses(answer: Rows, asked: list[int] | None, *, follow: bool = True) -> Findings:
     """Return what an answer to TaskStatus says.
 
@@ -191,11 +228,10 @@ def read_statuses(answer: Rows, asked: list[int] | None, *, follow: bool = True)
             current task.
         follow: Whether tasks of a restart chain stand for the chain.
     """
+    if follow and asked is not None and (usual := _read_usual(answer.rows, asked)) is not None:
+        return usual
     findings = Findings()
-    rows = answer.rows
-    if asked is not None and len(rows) == len(asked) and _say_it_in_order(rows, asked, findings):
-        return findings
-    by_task = rows_by_task(rows)
+    by_task = rows_by_task(answer.rows)
     members = _chain_members(by_task)
     chains = {initial_id: ChainFinding(initial_id, of) for initial_id, of in members.items()}
     if asked is None:
@@ -222,27 +258,53 @@ def read_statuses(answer: Rows, asked: list[int] | None, *, follow: bool = True)
     return findings
 
 
-def _say_it_in_order(rows: list[Row], asked: list[int], findings: Findings) -> bool:
-    """Read the usual reply: a status of each task asked about, in order, and no chains."""
-    statuses: dict[str, list[int]] = {}
-    for task_id, row in zip(asked, rows, strict=True):
-        status = row.status
-        if row.task_id != task_id or not status or row.initial_task_id not in (None, task_id):
-            return False
-        try:
-            statuses[status].append(task_id)
-        except KeyError:
-            statuses[status] = [task_id]
+def _read_usual(rows: list[Row], asked: list[int]) -> Findings | None:
+    """Read a reply of the usual form in one pass; return None if it has another.
+
+    Usual is: a row with a status for each task asked about, in order, and restarts of some.
+    """
+    by_task: dict[int, Row] = {}
+    restarts: list[Row] = []
+    statuses: defaultdict[Any, list[int]] = defaultdict(list)
+    for row in rows:
+        task_id = row.task_id
+        initial_id = row.initial_task_id
+        if initial_id is None or initial_id == task_id:
+            by_task[task_id] = row
+            statuses[row.status].append(task_id)
+        else:
+            restarts.append(row)
+    if list(by_task) != asked or len(asked) + len(restarts) != len(rows) or not all(statuses):
+        return None
+    restarted_as = {row.task_id for row in restarts}
+    if len(restarted_as) < len(restarts) or not restarted_as.isdisjoint(by_task):
+        return None
+    chains: dict[int, ChainFinding] = {}
+    for row in restarts:
+        initial_id = _initial(row)
+        first = by_task.get(initial_id)
+        if first is None or not row.status:
+            return None
+        finding = ChainFinding(initial_id, {initial_id: first}, [initial_id])
+        chains.setdefault(initial_id, finding).rows[row.task_id] = row
+    for text in {by_task[initial_id].status for initial_id in chains}:
+        statuses[text] = [task_id for task_id in statuses[text] if task_id not in chains]
+    findings = Findings(chains=list(chains.values()))
     for text, task_ids in statuses.items():
-        _note(findings, text, task_ids)
-    return True
+        if task_ids:
+            _note(findings, text, task_ids)
+    return findings
 
 
 def _note(
     findings: Findings, text: str, task_ids: list[int], restarted_as: int | None = None
 ) -> None:
     """Note the status of tasks, however it is spelled."""
-    findings.plain.setdefault(Told(parse_status(text) or "", restarted_as), []).extend(task_ids)
+    told = Told(parse_status(text) or text, restarted_as)
+    if told in findings.plain:
+        findings.plain[told] += task_ids
+    else:
+        findings.plain[told] = task_ids
 
 
 def _note_missing(findings: Findings, answer: Rows, task_id: int, row: Row | None) -> None:
@@ -288,11 +350,7 @@ def _chain_members(by_task: dict[int, Row]) -> dict[int, dict[int, Row]]:
 
 
 def _liveness(row: Row) -> tuple[int, int]:
-    status = parse_status(row.status)
-    if status is TaskStatus.RUNNING:
-        return 2, row.task_id
-    pending = isinstance(status, TaskStatus) and status.pending
-    return int(pending), row.task_id
+    return _LIVENESS.get(parse_status(row.status), 0), row.task_id
 
 
 def stopped_tasks(answer: Rows, asked: list[int]) -> tuple[dict[int, Row], list[int]]:

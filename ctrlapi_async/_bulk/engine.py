@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ctrlapi_async._bulk.chains import parts_of
 from ctrlapi_async._errors import CtrlApiError, RequestError
+from ctrlapi_async._models import ALL_ACTIVE
+from ctrlapi_async._protocol.replies import Rows
 from ctrlapi_async._protocol.requests import TASK_STOP
 
 if TYPE_CHECKING:
@@ -17,14 +21,19 @@ if TYPE_CHECKING:
     from ctrlapi_async._bulk.jobs import Job
     from ctrlapi_async._bulk.plan import StopPlan
     from ctrlapi_async._limiter import ConcurrencyLimiter
-    from ctrlapi_async._protocol.replies import Rows
     from ctrlapi_async._protocol.requests import TaskCall
 
 logger = logging.getLogger("ctrlapi_async")
 
 NO_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType({})
 
-_Reply = list["Rows | CtrlApiError"] | CtrlApiError
+PATIENCE: Final = 1.0
+"""Seconds that a cancelled task may take to clean up."""
+
+PART: Final = 2000
+"""Rows of an answer about all active tasks that are handed in at a time."""
+
+_Reply = list[Rows | CtrlApiError] | CtrlApiError
 
 
 class Sender(Protocol):
@@ -33,6 +42,7 @@ class Sender(Protocol):
     @property
     def proven(self) -> Collection[str]:
         """The methods that have had a good answer in this session."""
+        ...
 
     async def send(
         self,
@@ -43,6 +53,7 @@ class Sender(Protocol):
         keep_bytes: bool = False,
     ) -> list[Rows | CtrlApiError]:
         """Return the answer or the error of each call, or raise what the request as a whole met."""
+        ...
 
 
 class Engine:
@@ -75,8 +86,8 @@ class Engine:
         self._keep_bytes = keep_bytes
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._senders = 0
-        self._without_job = 0
+        self._cancelled: set[asyncio.Task[None]] = set()
+        self._senders: set[_Sending] = set()
         self._advancing = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -91,10 +102,10 @@ class Engine:
             return  # called by a sender that an eager task factory started in the loop below
         self._advancing = True
         try:
-            while self._without_job < self._ready() and self._senders < self._limiter.slots:
-                self._senders += 1
-                self._without_job += 1
-                self.spawn(self._send_one())
+            while len(self._senders) < self._limiter.slots and self._more_senders_wanted():
+                sending = _Sending()
+                self._senders.add(sending)
+                self.spawn(self._send_one(sending), partial(self._senders.discard, sending))
         finally:
             self._advancing = False
         if self._plan.done:
@@ -103,40 +114,65 @@ class Engine:
             self._set_timer()
         self._on_progress()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a task of the run; what it raises ends the run."""
+    def spawn(
+        self, work: Coroutine[Any, Any, None], ended: Callable[[], None]
+    ) -> asyncio.Task[None]:
+        """Start a task of the run; what it raises ends the run.
+
+        Args:
+            work: What it does. Somebody may cancel it before its first step.
+            ended: Called when it has ended in whatever way.
+        """
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._reap)
+        task.add_done_callback(partial(self._reap, ended))
         return task
 
-    async def closed(self) -> None:
+    def cancel(self, task: asyncio.Task[None]) -> None:
+        """Cancel a task of the run, once: a second time would cut off its cleaning up."""
+        if task not in self._cancelled and task is not asyncio.current_task(self._loop):
+            self._cancelled.add(task)
+            task.cancel()
+
+    async def closed(self) -> bool:
         """Wait until no task of the run is left, the current one apart.
 
-        A cancellation meanwhile comes out afterwards: nothing may stay behind.
+        A cancellation meanwhile comes out afterwards.
+
+        Returns:
+            Whether none is left. One that swallows its cancellation, as only code of the caller's
+            makes it, is cancelled once more, and then left to itself.
         """
-        await until_done(self._tasks)
+        await until_done(self._tasks, PATIENCE)
+        for task in self._others():
+            task.cancel()
+        await until_done(self._tasks, PATIENCE / 4)
+        return not self._others()
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the current task is one of the run's, as in code of the caller's."""
+        return asyncio.current_task(self._loop) in self._tasks
+
+    def _others(self) -> set[asyncio.Task[None]]:
+        return self._tasks - {asyncio.current_task(self._loop)}
 
     # --- senders ------------------------------------------------------------------------------
 
-    def _ready(self) -> int:
-        return self._plan.ready(self._limiter.max_ids, self.now)
+    def _more_senders_wanted(self) -> bool:
+        waiting = sum(not sending.has_job for sending in self._senders)
+        return waiting < self._plan.ready(self._limiter.max_ids, self.now)
 
-    async def _send_one(self) -> None:
+    async def _send_one(self, sending: _Sending) -> None:
         """Send the job that goes next when there is a slot for it."""
-        waiting = True
-        try:
-            async with self._limiter.slot():
-                self._without_job -= 1
-                waiting = False
-                job = self._plan.next_job(self._limiter.max_ids, self.now)
-                if job is None:
-                    return
-                reply = await self._attempt(job)
-            self._plan.receive(job, reply, self.now, self._sender.proven)
-        finally:
-            self._without_job -= waiting
-            self._senders -= 1
+        async with self._limiter.slot():
+            sending.has_job = True
+            job = self._plan.next_job(self._limiter.max_ids, self.now)
+            if job is None:
+                return
+            reply = await self._attempt(job)
+        await self._hand_in_parts(job, reply)
+        self._plan.receive(job, reply, self.now, self._sender.proven)
 
     async def _attempt(self, job: Job) -> _Reply:
         """Send a job once and return what came of it."""
@@ -155,8 +191,23 @@ class Engine:
             # Somebody else's doing. What becomes of the tasks must be known all the same.
             return RequestError("the request was cancelled by other code")
 
-    def _reap(self, task: asyncio.Task[None]) -> None:
+    async def _hand_in_parts(self, job: Job, reply: _Reply) -> None:
+        """Hand in most of a large answer about all active tasks, with the loop's turns between."""
+        [call, *_] = job.calls
+        if call.task_ids is not ALL_ACTIVE or isinstance(reply, CtrlApiError):
+            return
+        [answer] = reply
+        if isinstance(answer, Rows) and len(answer.rows) > 2 * PART:
+            for part in parts_of(answer, PART):
+                if part is not None:
+                    self._plan.receive_part(job, part, self.now)
+                    self.advance()
+                await asyncio.sleep(0)
+
+    def _reap(self, ended: Callable[[], None], task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._cancelled.discard(task)
+        ended()
         if not task.cancelled() and (error := task.exception()) is not None:
             if not isinstance(error, Exception):
                 return  # KeyboardInterrupt and SystemExit come out of the loop itself
@@ -185,22 +236,35 @@ class Engine:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        current = asyncio.current_task(self._loop)
         for task in self._tasks:
-            # One that is being cancelled already would be cut off in its cleaning up.
-            if task is not current and not task.cancelling():
-                task.cancel()
+            self.cancel(task)
 
 
-async def until_done(tasks: set[asyncio.Task[None]]) -> None:
+class _Sending:
+    """What a sender is at."""
+
+    def __init__(self) -> None:
+        self.has_job = False
+
+
+async def until_done(tasks: set[asyncio.Task[None]], patience: float | None = None) -> None:
     """Wait until a set that tasks leave by themselves is empty, the current task apart.
 
     A cancellation meanwhile comes out afterwards.
+
+    Args:
+        tasks: The set.
+        patience: Seconds to wait at most.
     """
+    loop = asyncio.get_running_loop()
+    until = None if patience is None else loop.time() + patience
     cancelled: asyncio.CancelledError | None = None
     while others := tasks - {asyncio.current_task()}:
+        left = None if until is None else until - loop.time()
+        if left is not None and left <= 0:
+            break
         try:
-            await asyncio.wait(others)
+            await asyncio.wait(others, timeout=left)
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:

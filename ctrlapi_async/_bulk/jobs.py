@@ -58,7 +58,7 @@ class Job:
         state: Where it is.
         due: When it is queued again, in seconds, if it is backing off.
         attempt: How often it was sent.
-        stops: How often a stop was sent for its tasks, if the latest one is being verified.
+        stop: The stop that is being verified, with its own repeats and failures.
         first_fault_at: When it first failed, in seconds.
         successes_seen: How many requests of the run had succeeded when it last failed.
         successes_at_first: How many had succeeded when it first failed.
@@ -73,7 +73,7 @@ class Job:
     state: JobState = JobState.QUEUED
     due: float = 0.0
     attempt: int = 0
-    stops: int = 0
+    stop: Job | None = None
     first_fault_at: float | None = None
     successes_seen: int = 0
     successes_at_first: int = 0
@@ -99,11 +99,9 @@ class Job:
         """Return a queued job for some of the calls, with the same history."""
         return evolve(self, calls=calls, state=JobState.QUEUED, companion=None, doubtful=False)
 
-    def forget_faults(self) -> None:
-        """Begin anew: the server has answered, and what is left to ask is another request."""
-        self.attempt = 0
-        self.first_fault_at = None
-        self.singled_out = False
+    def renewed(self, calls: list[TaskCall]) -> Job:
+        """Return a queued job for some of the calls, without history: it was answered."""
+        return evolve(self.part(calls), attempt=0, first_fault_at=None)
 
     def halves(self) -> tuple[Job, Job]:
         """Return two jobs with half of the tasks each; there must be two or more."""
@@ -165,13 +163,13 @@ class TaskQueue:
         self.size -= limit - room
         return [TaskCall(project_id, task_ids) for project_id, task_ids in taken.items()]
 
-    def take_all(self) -> list[TaskCall]:
-        """Remove all tasks."""
-        calls = [TaskCall(*entry) for entry in self]
+    def take_all(self) -> list[tuple[int, list[int]]]:
+        """Remove all tasks, and return them by project."""
+        entries = list(self)
         self._entries.clear()
         self._start = 0
         self.size = 0
-        return calls
+        return entries
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         start = self._start

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from itertools import repeat
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-from attrs import evolve
+from msgspec.structs import replace
 
 from ctrlapi_async._bulk.chains import ChainTable
 from ctrlapi_async._models import StopResult, TaskStatus
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
     from ctrlapi_async._bulk.chains import Chain
     from ctrlapi_async._models import StopOutcome
+
+logger = logging.getLogger("ctrlapi_async")
+
+MAX_WARNINGS: Final = 100
+"""Unknown statuses that are warned about."""
 
 CHAINS_KEPT: Final = 10_000
 """Restart chains with a final outcome that a run without a report remembers."""
@@ -125,10 +131,12 @@ class Outcomes:
 
     Args:
         collect: Whether final outcomes are kept; if not, only their counts are.
+        unknown_statuses: Statuses that were warned about already.
     """
 
-    def __init__(self, *, collect: bool) -> None:
+    def __init__(self, *, collect: bool, unknown_statuses: set[str] | None = None) -> None:
         self.store = OutcomeStore(collect=collect)
+        self._unknown_statuses = set() if unknown_statuses is None else unknown_statuses
         self._chains: dict[int, ChainTable] = {}
         self._verdicts: dict[tuple[object, ...], Verdict] = {}
 
@@ -174,14 +182,14 @@ class Outcomes:
         self.store.mark(plain, verdict)
         for chain in chains:
             for group, restarted_as in _by_restart(chain.target, chain.asked):
-                self.store.mark(group, evolve(verdict, restarted_as=restarted_as))
+                self.store.mark(group, verdict.of_restart(restarted_as))
 
     def join(self, chain: Chain, task_id: int) -> None:
         """Let a task that was asked for share the outcome of an open chain."""
         known = self.store.verdicts[chain.asked[0]]
         chain.asked.append(task_id)
         restarted_as = None if task_id == chain.target else chain.target
-        self.store.mark([task_id], evolve(known, restarted_as=restarted_as))
+        self.store.mark([task_id], known.of_restart(restarted_as))
 
     def settle_asked(
         self, project_id: int, task_ids: list[int], result: StopResult, error: str
@@ -240,7 +248,7 @@ class Outcomes:
         """Give tasks the outcome of their chain."""
         verdict = cast("Verdict", chain.verdict)
         for group, restarted_as in _by_restart(chain.target, task_ids):
-            self.store.settle(group, evolve(verdict, restarted_as=restarted_as))
+            self.store.settle(group, verdict.of_restart(restarted_as))
 
     def _verdict(
         self,
@@ -251,6 +259,8 @@ class Outcomes:
         restarted_as: int | None = None,
     ) -> Verdict:
         """Return a verdict; the usual ones are made once and shared."""
+        if isinstance(status, str) and not isinstance(status, TaskStatus):
+            self._warn_of(status)
         if (
             error is not None
             or restarted_as is not None
@@ -262,6 +272,11 @@ class Outcomes:
         if verdict is None:
             verdict = self._verdicts[key] = Verdict(project_id, result, status)
         return verdict
+
+    def _warn_of(self, status: str) -> None:
+        if status not in self._unknown_statuses and len(self._unknown_statuses) < MAX_WARNINGS:
+            self._unknown_statuses.add(status)
+            logger.warning("unknown status %.100r: taken for not Running", status)
 
     # --- what is known now --------------------------------------------------------------------
 
@@ -286,7 +301,8 @@ class Outcomes:
         for project_id, task_ids, result, error in open_tasks:
             if result is StopResult.UNCONFIRMED:  # any other result is marked
                 for task_id in self.asked(project_id, task_ids):
-                    verdicts[task_id] = evolve(verdicts[task_id], result=result, error=error)
+                    known = verdicts[task_id]
+                    verdicts[task_id] = replace(known, result=result, error=error)
         return verdicts
 
 

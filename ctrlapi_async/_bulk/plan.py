@@ -52,6 +52,7 @@ class StopPlan:
         random: Returns a random number from 0 to below 1.
         streaming: Whether ids arrive over time.
         on_row: Called with each task that was checked, its row and its chain's current row.
+        unknown_statuses: Statuses that were warned about already.
     """
 
     def __init__(
@@ -63,15 +64,15 @@ class StopPlan:
         random: Callable[[], float],
         streaming: bool = False,
         on_row: OnRow | None = None,
+        unknown_statuses: set[str] | None = None,
     ) -> None:
         self.done = False
         """Whether every task has its final outcome."""
         self._options = options
-        timeout = options.timeout
-        self._deadline = math.inf if timeout is None else began + timeout
+        self._deadline = began + (math.inf if options.timeout is None else options.timeout)
         self._began = began
         self._causes = Causes()
-        self._outcomes = Outcomes(collect=options.collect)
+        self._outcomes = Outcomes(collect=options.collect, unknown_statuses=unknown_statuses)
         self._schedule = schedule = Schedule(streaming=streaming)
         self._reconciler = Reconciler(self._outcomes, schedule, options, self._causes.note, on_row)
         self._denials = Denials(schedule, self._reconciler)
@@ -86,8 +87,7 @@ class StopPlan:
         self._pending_polls = PollSeries(schedule.pending, schedule.due_pending, began)
         self._stopped_polls = PollSeries(schedule.stopped, schedule.due_stopped, began)
         self._only_following = False
-        self._last_stop = began
-        self._ended_at = began
+        self._last_stop = self._ended_at = began
         self._requests: Counter[str] = Counter()
         self._retries = 0
         self._unwanted: set[int] = set()
@@ -106,6 +106,10 @@ class StopPlan:
         """
         self._recovery.projects.add(project_id)
         new = self._outcomes.admit(project_id, task_ids)
+        if self.done:  # they were read already when the run was ended
+            why = None if self.fatal_error is None else text_of(self.fatal_error)
+            self._outcomes.settle(project_id, new, StopResult.NOT_SENT, None, why)
+            return
         waiting = self._schedule.unchecked if self._options.check else self._schedule.running
         waiting.add(project_id, new, now)
 
@@ -230,6 +234,18 @@ class StopPlan:
             self._receive_answers(job, reply, now, proven)
         self._conclude(now)
 
+    def receive_part(self, job: Job, rows: Rows, now: float) -> None:
+        """Note a part of the answer to a job that asks for all active tasks of a project.
+
+        Args:
+            job: The job; `receive` comes after its last part.
+            rows: Some of the rows, those of a restart chain together.
+            now: The time in seconds.
+        """
+        if not self.done:
+            [call] = job.calls
+            self._reconciler.receive(job, call, rows, now)
+
     def _receive_answers(
         self,
         job: Job,
@@ -322,8 +338,9 @@ class StopPlan:
     def _stop_waiting_pending(self) -> None:
         """Leave pending tasks as they are."""
         self._reconciler.waiting_pending = False
-        for call in self._schedule.drain(self._schedule.pending, self._schedule.due_pending):
-            self._outcomes.settle_known(call.project_id, listed_ids(call), None, None)
+        for queue in (self._schedule.pending, self._schedule.due_pending):
+            for project_id, task_ids in queue.take_all():
+                self._outcomes.settle_known(project_id, task_ids, None, None)
 
     # --- the end ------------------------------------------------------------------------------
 

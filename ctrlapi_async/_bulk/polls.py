@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ctrlapi_async._bulk.jobs import listed_ids
-
 if TYPE_CHECKING:
     from ctrlapi_async._bulk.jobs import TaskQueue
 
@@ -49,5 +47,5 @@ class PollSeries:
 
     def move(self, now: float) -> None:
         """Move the tasks that wait, whatever the time."""
-        for call in self._waiting.take_all():
-            self._due.add(call.project_id, listed_ids(call), now)
+        for project_id, task_ids in self._waiting.take_all():
+            self._due.add(project_id, task_ids, now)

@@ -25,7 +25,7 @@ from ctrlapi_async._models import AllActive, StopResult, TaskStatus, parse_statu
 from ctrlapi_async._protocol.requests import TaskCall
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from ctrlapi_async._bulk.chains import Chain, ChainFinding, Findings
     from ctrlapi_async._bulk.jobs import Job
@@ -146,9 +146,8 @@ class Reconciler:
         again: list[int] = []
         for told, task_ids in found.plain.items():
             again += self._place(visit, task_ids, *told)
-        for finding in found.chains:
-            for task_id in finding.asked:
-                again += self._place_chain(visit, finding, task_id)
+        for (of_chains, status), task_ids in self._chains_by_status(visit, found).items():
+            again += self._place(of_chains, task_ids, status)
         return again
 
     # --- TaskStatus ---------------------------------------------------------------------------
@@ -180,10 +179,9 @@ class Reconciler:
         elif status is TaskStatus.RUNNING and self._options.dry_run:
             outcomes.settle(project_id, task_ids, StopResult.WOULD_STOP, status)
         elif status is TaskStatus.RUNNING:
-            exhausted = [n for n in task_ids if self._refusals[n] >= EXPLAIN_ROUNDS]
-            if exhausted:
+            if exhausted := self._exhausted(task_ids):
                 self._settle_refused(project_id, exhausted, status)
-                task_ids = [n for n in task_ids if self._refusals[n] < EXPLAIN_ROUNDS]
+                task_ids = [n for n in task_ids if n not in exhausted]
             outcomes.mark(project_id, task_ids, StopResult.NOT_SENT, status)
             schedule.running.add(project_id, task_ids, now)
         elif self.waiting_pending and _is_pending(status):
@@ -197,10 +195,17 @@ class Reconciler:
             )
         return []
 
+    def _exhausted(self, task_ids: list[int]) -> set[int]:
+        """Return the tasks that the server has refused to stop too often."""
+        refusals = self._refusals
+        if not refusals:
+            return set()
+        return {n for n in task_ids if n in refusals and refusals[n] >= EXPLAIN_ROUNDS}
+
     def _settle_refused(
         self,
         project_id: int,
-        task_ids: list[int],
+        task_ids: Collection[int],
         status: TaskStatus | str,
         restarted_as: int | None = None,
     ) -> None:
@@ -208,7 +213,7 @@ class Reconciler:
             self._refusals.pop(task_id, None)
         self._outcomes.settle(
             project_id,
-            task_ids,
+            list(task_ids),
             StopResult.UNAVAILABLE,
             status,
             STOPPING_UNAVAILABLE,
@@ -224,13 +229,13 @@ class Reconciler:
     ) -> None:
         """Place tasks for which a stop was sent."""
         project_id = visit.project_id
-        if status is not TaskStatus.RUNNING:
+        if self.waiting_stopped and (status is TaskStatus.RUNNING or _is_pending(status)):
+            self._outcomes.mark(project_id, task_ids, StopResult.STOP_SENT, status)
+            self._schedule.stopped.add(project_id, task_ids, visit.now)
+        elif status is not TaskStatus.RUNNING:
             self._outcomes.settle(
                 project_id, task_ids, StopResult.STOP_SENT, status, None, restarted_as
             )
-        elif self.waiting_stopped:
-            self._outcomes.mark(project_id, task_ids, StopResult.STOP_SENT, status)
-            self._schedule.stopped.add(project_id, task_ids, visit.now)
         else:
             seconds = self._options.wait_stopped
             error = DeadlineError(f"tasks were still Running {seconds:g} s after the last stop")
@@ -241,44 +246,59 @@ class Reconciler:
 
     # --- restart chains -----------------------------------------------------------------------
 
-    def _place_chain(self, visit: _Visit, finding: ChainFinding, task_id: int) -> list[int]:
-        """Place a task of a restart chain: what is found of the chain's current task counts."""
-        current, initial_id = finding.current, finding.initial_id
-        outcomes, project_id = self._outcomes, visit.project_id
-        table = outcomes.chains(project_id)
+    def _chains_by_status(
+        self, visit: _Visit, found: Findings
+    ) -> dict[tuple[_Visit, TaskStatus | str], list[int]]:
+        """Return the current tasks of restart chains that are to be placed now."""
+        groups: dict[tuple[_Visit, TaskStatus | str], list[int]] = {}
+        for finding in found.chains:
+            current = finding.current
+            status = _status(current)
+            for task_id in finding.asked:
+                chain = self._chain_of(visit, finding, current, task_id)
+                if chain is None:
+                    continue
+                as_what = self._visit_of(visit, chain, task_id, status)
+                groups.setdefault((as_what, status), []).append(chain.target)
+        return groups
+
+    def _chain_of(
+        self, visit: _Visit, finding: ChainFinding, current: Row, task_id: int
+    ) -> Chain | None:
+        """Return the chain that a task stands for; None if it is dealt with elsewhere."""
+        initial_id, project_id = finding.initial_id, visit.project_id
+        table = self._outcomes.chains(project_id)
         chain = table.by_target(task_id)
-        if visit.kind is JobKind.CHECK and not outcomes.unchecked(project_id, [task_id]):
+        if visit.kind is JobKind.CHECK and not self._outcomes.unchecked(project_id, [task_id]):
             # Another task of the chain has brought it here. Only the latest news are new.
             if (known := table.find(initial_id, current.task_id)) is not None:
                 known.current = current
-            return []
+            return None
         if chain is None:
             chain = self._join(project_id, initial_id, current, task_id)
         elif chain.target in finding.rows:
             chain = table.retarget(chain, current)
-        if chain is None:
-            return []
-        for other in outcomes.unchecked(project_id, list(finding.rows)):
-            if other != task_id:
-                outcomes.join(chain, other)
-        status = _status(current)
-        if visit.kind is JobKind.POLL_STOPPED and chain.stop_sent_to != chain.target:
-            return self._place_restarted(visit, chain.target, status)
+        if chain is not None:
+            for other in self._outcomes.unchecked(project_id, list(finding.rows)):
+                if other != task_id:
+                    self._outcomes.join(chain, other)
+        return chain
+
+    def _visit_of(
+        self, visit: _Visit, chain: Chain, task_id: int, status: TaskStatus | str
+    ) -> _Visit:
+        """Return as what the current task of a chain is placed."""
         if visit.lost is not None and chain.target != task_id:
             # What the lost stop was for is over; the task that came after it was never stopped.
-            visit = visit.as_check()
-        return self._place(visit, [chain.target], status)
-
-    def _place_restarted(self, visit: _Visit, task_id: int, status: TaskStatus | str) -> list[int]:
-        """Place a task that the server started in place of one for which a stop was sent."""
-        if status is TaskStatus.RUNNING and self.waiting_stopped:
-            return self._place(visit.as_check(), [task_id], status)
-        if _is_pending(status) and self.waiting_stopped:
-            self._outcomes.mark(visit.project_id, [task_id], StopResult.STOP_SENT, status)
-            self._schedule.stopped.add(visit.project_id, [task_id], visit.now)
-        else:
-            self._place_stopped(visit, [task_id], status)
-        return []
+            return visit.as_check()
+        if (
+            visit.kind is JobKind.POLL_STOPPED
+            and chain.stop_sent_to != chain.target
+            and self.waiting_stopped
+            and status is TaskStatus.RUNNING
+        ):
+            return visit.as_check()
+        return visit
 
     def _join(self, project_id: int, initial_id: int, current: Row, task_id: int) -> Chain | None:
         """Return the new chain of a task; None if the task joined one that is dealt with."""
@@ -379,8 +399,13 @@ class Reconciler:
 
     def _receive_stop(self, job: Job, call: TaskCall, answer: Rows, now: float) -> list[int]:
         project_id, asked = call.project_id, listed_ids(call)
+        seen = TaskStatus.RUNNING if self._options.check or job.lost is not None else None
+        sent = [r.task_id for r in answer.rows if r.status == STOP_SENT and r.error is None]
+        if sent == asked and len(answer.rows) == len(asked):  # the usual reply
+            self._receive_sent(project_id, sent, seen, now)
+            return []
+        sent = []
         rows, unclear = stopped_tasks(answer, asked)
-        sent: list[int] = []
         refused: list[int] = []
         for task_id in asked:
             row = rows.get(task_id)
@@ -398,7 +423,6 @@ class Reconciler:
                 # Neither of the documented texts; or refused, perhaps because the stop before
                 # this one, whose reply was lost, did its work.
                 unclear.append(task_id)
-        seen = TaskStatus.RUNNING if self._options.check or job.lost is not None else None
         self._receive_sent(project_id, sent, seen, now)
         if not self._options.check:
             self._outcomes.settle(
@@ -431,9 +455,9 @@ class Reconciler:
     def settle_lost(self, lost: Exception, project_id: int, task_ids: list[int], text: str) -> None:
         """Settle tasks whose stop was lost and of which nothing more can be learnt."""
         self.note(lost)
-        self._outcomes.settle_known(
-            project_id, task_ids, StopResult.UNCONFIRMED, f"{text_of(lost)}; {text}"
-        )
+        cause = text_of(lost)
+        text = cause if text == cause else f"{cause}; {text}"
+        self._outcomes.settle_known(project_id, task_ids, StopResult.UNCONFIRMED, text)
 
     def give_up(self, job: Job, project_id: int, task_ids: list[int], error: Exception) -> None:
         """Settle tasks of a job that got no answer."""

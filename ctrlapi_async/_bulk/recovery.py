@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Final, cast
 
 from attrs import evolve
 
 from ctrlapi_async._bulk.decisions import Action, decide
-from ctrlapi_async._bulk.jobs import JobKind, JobState, listed_ids
+from ctrlapi_async._bulk.jobs import Job, JobKind, listed_ids
 from ctrlapi_async._errors import (
     CtrlApiError,
-    HttpError,
     TasksDeniedError,
     Trait,
     UndefinedMethodError,
     traits_of,
 )
 from ctrlapi_async._models import ALL_ACTIVE
-from ctrlapi_async._retry import last_moment, pause_after
+from ctrlapi_async._retry import impossible_wait, last_moment, log_repeat, pause_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from ctrlapi_async._bulk.denials import Denials
-    from ctrlapi_async._bulk.jobs import Job
     from ctrlapi_async._bulk.reconcile import Reconciler
     from ctrlapi_async._bulk.schedule import Schedule
     from ctrlapi_async._models import RetryPolicy
+
+logger = logging.getLogger("ctrlapi_async")
 
 SINGLED_OUT_ATTEMPTS: Final = 6
 """How often a request for one task is sent that fails while others succeed."""
@@ -89,15 +90,14 @@ class Recovery:
             error,
             proven=method in proven if isinstance(error, UndefinedMethodError) else bool(proven),
             only_project=len(self.projects) == 1,
-            spoiled=self._may_be_spoiled(job),
+            spoiled=self._may_be_spoiled(job, error),
         )
         if action is Action.SINGLE_OUT and isinstance(error, TasksDeniedError):
             self._denials.refused(job, error, now)
         elif action is Action.SPLIT_PROJECTS:
-            job.forget_faults()
             middle = len(job.calls) // 2
             for calls in (job.calls[:middle], job.calls[middle:]):
-                self._schedule.queue(job.part(calls))
+                self._schedule.queue(job.renewed(calls))
         elif action is Action.END_PROJECT:
             self._end_project(job, error)
         elif action is Action.END_RUN:
@@ -125,14 +125,18 @@ class Recovery:
     def _others_succeed(self, job: Job) -> bool:
         return self._successes[job.kind.method] > job.successes_at_first
 
-    def _may_be_spoiled(self, job: Job) -> bool:
+    def _may_be_spoiled(self, job: Job, error: CtrlApiError) -> bool:
         """Return whether one of a job's tasks may be why it fails.
 
         Either it fails again while others succeed, or it has failed often, and there may be no
-        others: then halves of it are tried once.
+        others: then halves of it are tried once. A server that wants fewer requests refuses some
+        and takes others, whatever the tasks; only if that happens often are halves tried.
         """
         often = job.attempt >= self._policy.attempts // 2
-        return job.attempt > 1 and (self._others_succeed(job) or (often and not job.singled_out))
+        alone = self._others_succeed(job) and (
+            job.singled_out or Trait.SLOW_DOWN not in traits_of(error)
+        )
+        return job.attempt > 1 and (alone or (often and not job.singled_out))
 
     def _halve(self, job: Job, error: CtrlApiError) -> None:
         may_be_spoiled = Trait.TASK_MAY_CAUSE in traits_of(error)
@@ -148,11 +152,12 @@ class Recovery:
         attempts = self._policy.attempts
         if job.singled_out and job.size == 1 and self._others_succeed(job):
             attempts = min(attempts, SINGLED_OUT_ATTEMPTS)
-        due = now + self._pause(job.attempt, error)
+        pause = self._pause(job.attempt, error)
         if (refusal := self._impossible_wait(job, error, now)) is not None:
             self._end_run(job, refusal)
-        elif job.attempt < attempts and due <= self._last_moment(job, now):
-            self._schedule.back_off(job, due)
+        elif job.attempt < attempts and now + pause <= self._last_moment(job, now):
+            log_repeat(job.kind.method, job.size, error, job.attempt + 1, pause)
+            self._schedule.back_off(job, now + pause)
         elif Trait.FATAL in traits_of(error) and not (
             job.singled_out and self._others_succeed(job)
         ):
@@ -162,31 +167,38 @@ class Recovery:
 
     def verify(self, job: Job, error: CtrlApiError, now: float) -> None:
         """Ask what became of stops of unknown fate, after a pause."""
-        verify = evolve(
-            job,
-            kind=JobKind.VERIFY,
-            attempt=0,
-            stops=job.attempt,
-            lost=error,
-            state=JobState.QUEUED,
-        )
+        verify = Job(JobKind.VERIFY, job.calls, stop=job, lost=error)
         if (refusal := self._impossible_wait(job, error, now)) is not None:
             self._end_run(verify, refusal)
-        else:
-            self._schedule.back_off(verify, now + self._pause(job.attempt, error))
+            return
+        pause = self._pause(job.attempt, error)
+        logger.warning(
+            "TaskStop of %d tasks may have been carried out: TaskStatus in %.2f s, after: %s",
+            job.size,
+            pause,
+            error,
+        )
+        self._schedule.back_off(verify, now + pause)
 
     def stop_again(self, job: Job, now: float) -> None:
         """Send the stop again of tasks that a lost stop did not stop."""
-        stop = evolve(job, kind=JobKind.STOP, attempt=job.stops)
         lost = cast("CtrlApiError", job.lost)
+        stop = evolve(cast("Job", job.stop).part(job.calls), lost=lost)
         if stop.attempt >= self._policy.attempts or now > self._last_moment(stop, now):
             self._give_up(stop, lost)
         elif (
-            stop.size > 1 and Trait.TASK_MAY_CAUSE in traits_of(lost) and self._may_be_spoiled(stop)
+            stop.size > 1
+            and Trait.TASK_MAY_CAUSE in traits_of(lost)
+            and self._may_be_spoiled(stop, lost)
         ):
             self._halve(stop, lost)
         else:
-            self._schedule.queue(stop)
+            # Right after the check it would be one request too many for a server that wants fewer.
+            slow_down = Trait.SLOW_DOWN in traits_of(lost)
+            pause = self._random() * self._policy.wait_bound(stop.attempt) if slow_down else 0.0
+            log_repeat(stop.kind.method, stop.size, lost, stop.attempt + 1, pause)
+            self._schedule.back_off(stop, now + pause)
+            self._schedule.wake(now)
 
     # --- pauses and endings -------------------------------------------------------------------
 
@@ -199,14 +211,7 @@ class Recovery:
 
     def _impossible_wait(self, job: Job, error: CtrlApiError, now: float) -> CtrlApiError | None:
         """Return an error that says so if the server asks to wait for longer than the run can."""
-        if not isinstance(error, HttpError) or error.retry_after is None:
-            return None
-        if now + error.retry_after <= min(self._last_moment(job, now), self._deadline):
-            return None
-        return type(error)(
-            f"{error.args[0]}; it asks to wait {error.retry_after:g} s, longer than allowed here",
-            *error.args[1:],
-        )
+        return impossible_wait(error, now, min(self._last_moment(job, now), self._deadline))
 
     def _give_up(self, job: Job, error: Exception) -> None:
         for call in job.calls:
@@ -227,4 +232,7 @@ class Recovery:
         self.fatal_error = self.fatal_error or error
         if job.kind is JobKind.STOP and Trait.NOT_CARRIED_OUT not in traits_of(error):
             job.lost = job.lost or error
-        self._schedule.queue(job)  # settled with all that is left
+        if job.kind is JobKind.POLL_PENDING:
+            self._give_up(job, error)  # nobody knows whether they would have started
+        else:
+            self._schedule.queue(job)  # settled with all that is left

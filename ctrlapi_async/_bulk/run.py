@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator
 from enum import Enum
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from ctrlapi_async._limiter import ConcurrencyLimiter
     from ctrlapi_async._models import Batching, RetryPolicy
 
+logger = logging.getLogger("ctrlapi_async")
+
 
 @frozen
 class RunContext:
@@ -38,6 +42,7 @@ class RunContext:
         retry: When and how often requests are repeated.
         check_open: Raises RuntimeError if the session is not open.
         runs: The runs that go on.
+        unknown_statuses: Statuses that were warned about already.
     """
 
     sender: Sender
@@ -46,6 +51,7 @@ class RunContext:
     retry: RetryPolicy
     check_open: Callable[[], None]
     runs: set[BulkRun] = field(factory=set)
+    unknown_statuses: set[str] = field(factory=set)
 
 
 class _State(Enum):
@@ -99,6 +105,7 @@ class BulkRun:
             random=random.random,
             streaming=self._targets.stream is not None,
             on_row=self._on_row,
+            unknown_statuses=self._context.unknown_statuses,
         )
 
     # --- start and end ------------------------------------------------------------------------
@@ -161,21 +168,23 @@ class BulkRun:
             wait_for_room=lambda: self._wait_for_room(chunk),
             note=self._plan.note,
         )
-        self._reader = engine.spawn(self._read(reader))
+        work = reader.run(lambda: self._reading_is_over)
+        self._reader = engine.spawn(work, partial(self._reading_ended, engine))
 
-    async def _read(self, reader: StreamReader) -> None:
-        try:
-            await reader.run(lambda: self._reading_is_over)
-        finally:
-            self._reader = None
-            self._plan.close_input(asyncio.get_running_loop().time())
+    def _reading_ended(self, engine: Engine) -> None:
+        if self._reader is not None and self._reader.cancelled() and not self._reading_is_over:
+            # By its own code or somebody else's: nobody knows what it would still have yielded.
+            error = RequestError("the source of task ids was cancelled by other code", sent=False)
+            self._plan.note(error)
+        self._reader = None
+        self._plan.close_input(engine.now)
 
     @property
     def _reading_is_over(self) -> bool:
         return self._plan.done or self._plan.fatal_error is not None
 
     def _add_read(self, project_id: int, task_ids: list[int]) -> None:
-        if self._plan.done:
+        if self.state is _State.ENDED:
             return
         now = asyncio.get_running_loop().time()
         self._plan.add_tasks(project_id, task_ids, now)
@@ -191,10 +200,8 @@ class BulkRun:
     def _on_progress(self) -> None:
         self._changed.set()
         self._room.set()
-        if self._plan.done:
-            self.state = _State.ENDED
-        elif self._reading_is_over and self._reader is not None and not self._reader.cancelling():
-            self._reader.cancel()
+        if self._reading_is_over and self._reader is not None and self._engine is not None:
+            self._engine.cancel(self._reader)
 
     def abort(self, error: Exception) -> None:
         """End the run now; a second time does nothing.
@@ -210,8 +217,17 @@ class BulkRun:
         """End the run if it goes on, and wait until nothing of it is left."""
         self.abort(RequestError("the run was left before its end"))
         self._context.runs.discard(self)
-        if self._engine is not None:
-            await self._engine.closed()
+        await self.close()
+
+    async def close(self) -> None:
+        """Wait until nothing of a run that is done is left: its source may yield some last ids."""
+        if self._engine is None or self.state is _State.ENDED:
+            return
+        alone = await self._engine.closed()
+        if not alone and not self.ended:
+            logger.warning("a source of task ids or a client's hook swallows its cancellation")
+        if not self._engine.is_inside:
+            self.state = _State.ENDED
 
     def discard(self, task_id: int) -> None:
         """Leave a task alone from now on, unless its stop was sent already."""
@@ -236,6 +252,11 @@ class BulkRun:
         """Whether every task has its outcome."""
         return self._plan.done
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it is left."""
+        return self.state is _State.ENDED
+
     async def changed(self) -> None:
         """Wait until there may be something new."""
         await self._changed.wait()
@@ -247,6 +268,7 @@ class BulkRun:
             self._room.set()
             self._changed.clear()
             await self._changed.wait()
+        await self.close()
         self.raise_if_incomplete()
 
     def raise_if_incomplete(self) -> None:
@@ -269,7 +291,7 @@ class BulkRun:
             return self._report
         now = self._engine.now if self._engine is not None else 0.0
         report = StopReport.over(self._plan.snapshot(), self._plan.stats(now))
-        if self._plan.done:
+        if self.ended:
             self._report = report
         return report
 
@@ -334,9 +356,11 @@ class StopRun(AsyncIterator[StopOutcome]):
                 self._batch = self._run.take()
                 # A loop body that never awaits must not keep others from their turn.
                 await asyncio.sleep(0)
-            elif self._run.done:
+            elif self._run.ended:
                 self._run.raise_if_incomplete()
                 raise StopAsyncIteration
+            elif self._run.done:
+                await self._run.close()
             else:
                 self._run.take()
                 await self._run.changed()

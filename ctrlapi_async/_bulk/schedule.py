@@ -6,14 +6,13 @@ next one will be, whether anything is unresolved.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ctrlapi_async._bulk.jobs import Job, JobKind, JobState, TaskQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from ctrlapi_async._protocol.requests import TaskCall
 
 FLUSH_AFTER: Final = 0.05
 """Seconds that tasks of a stream wait for a full chunk."""
@@ -103,16 +102,18 @@ class Schedule:
 
     def take(self, limit: int, now: float) -> Job | None:
         """Remove the job that goes next; arguments as for `ready`."""
-        urgent, *others = self._portions(limit, now)
+        portions = self._portions(limit, now)
+        urgent = next(portions)
         if urgent.jobs:
             return self._cut(urgent)
-        if (job := next(self.in_state(JobState.QUEUED), None)) is not None:
+        queued = (self.in_state(JobState.QUEUED, JobKind.STOP), self.in_state(JobState.QUEUED))
+        if (job := next(chain(*queued), None)) is not None:
             while job.size > limit:
                 del self.jobs[job]
                 job, other = job.halves()
                 self.jobs = {job: None, other: None} | self.jobs
             return job
-        portion = next((one for one in others if one.jobs), None)
+        portion = next((one for one in portions if one.jobs), None)
         return self._cut(portion) if portion is not None else None
 
     def _cut(self, portion: _Portion) -> Job:
@@ -127,25 +128,22 @@ class Schedule:
         Stops go first when a chunk is full or has waited too long, and else when there is nothing
         left to check. What was asked before is asked again when there is nothing else to do.
         """
-        doubtful = self._doubtful_portion(limit)
-        unchecked = _jobs(
-            self.unchecked, limit, not self.input_open or self._waited(self.unchecked, now)
-        )
+        waited = self._waited(self.running, now)
+        yield _Portion(self.running, JobKind.STOP, limit, _jobs(self.running, limit, waited))
+        yield self._doubtful_portion(limit)
+        partial = not self.input_open or self._waited(self.unchecked, now)
+        yield _Portion(self.unchecked, JobKind.CHECK, limit, _jobs(self.unchecked, limit, partial))
         checked = not (
             self.input_open
             or self.unchecked.size
             or self.doubtful.size
             or self.any_job(JobKind.CHECK, waiting=False)
         )
+        tail = checked and not waited and self.running.size % limit > 0
+        yield _Portion(self.running, JobKind.STOP, limit, int(tail))
         stopped = checked and not (
             self.running.size or self.any_job(JobKind.STOP, JobKind.VERIFY, waiting=False)
         )
-        waited = self._waited(self.running, now)
-        yield _Portion(self.running, JobKind.STOP, limit, _jobs(self.running, limit, waited))
-        yield doubtful
-        yield _Portion(self.unchecked, JobKind.CHECK, limit, unchecked)
-        tail = checked and not waited and self.running.size % limit > 0
-        yield _Portion(self.running, JobKind.STOP, limit, int(tail))
         stopped = stopped or self._waited(self.refused, now)
         yield _Portion(self.refused, JobKind.EXPLAIN, limit, _jobs(self.refused, limit, stopped))
         for queue, kind in (
@@ -156,9 +154,11 @@ class Schedule:
 
     def _doubtful_portion(self, limit: int) -> _Portion:
         size = min(limit, self.group_size or limit)
-        room = DOUBTFUL_IN_FLIGHT if size > 1 else limit
-        room -= sum(job.doubtful for job in self.in_state(JobState.IN_FLIGHT, JobKind.CHECK))
-        jobs = min(_jobs(self.doubtful, size, partial=True), max(0, room))
+        jobs = _jobs(self.doubtful, size, partial=True)
+        if jobs:
+            room = DOUBTFUL_IN_FLIGHT if size > 1 else limit
+            room -= sum(job.doubtful for job in self.in_state(JobState.IN_FLIGHT, JobKind.CHECK))
+            jobs = min(jobs, max(0, room))
         return _Portion(self.doubtful, JobKind.CHECK, size, jobs, projects=1)
 
     def _waited(self, queue: TaskQueue, now: float) -> bool:
@@ -204,10 +204,6 @@ class Schedule:
     def resolved(self) -> bool:
         """Whether nothing is left to do."""
         return not (self.stopping or self.stopped.size or self.due_stopped.size or self.jobs)
-
-    def drain(self, *queues: TaskQueue) -> list[TaskCall]:
-        """Remove all tasks of some queues."""
-        return [call for queue in queues for call in queue.take_all()]
 
 
 def _jobs(queue: TaskQueue, limit: int, partial: bool) -> int:

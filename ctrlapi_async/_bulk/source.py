@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Collection, Iterable, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING, Final, SupportsIndex
 
 from attrs import field, frozen
 
-from ctrlapi_async._errors import RequestError
 from ctrlapi_async._models import AllActive, expect_ids, expect_int
 
 if TYPE_CHECKING:
@@ -19,6 +17,9 @@ if TYPE_CHECKING:
 
 SLICE: Final = 5000
 """Task ids that are read in one go: more would hold up the event loop."""
+
+TURN: Final = 0.004
+"""Seconds of the event loop that reading may take in one go."""
 
 SLICE_CALL: Final = 250
 """Task ids whose reading costs as much as what is done for each project."""
@@ -55,7 +56,7 @@ def targets_of(project_id: int, task_ids: AnyTaskIds) -> Targets:
         return Targets(listed={project_id: task_ids})
     wrong = isinstance(task_ids, str | bytes | bytearray | memoryview | Mapping | bool)
     if not wrong and isinstance(task_ids, Iterable):
-        copied = list(task_ids) if isinstance(task_ids, Collection) else task_ids
+        copied = tuple(task_ids) if isinstance(task_ids, Collection) else task_ids
         return Targets(listed={project_id: copied})
     if not wrong and isinstance(task_ids, SupportsIndex):
         return Targets(listed={project_id: [expect_int("a task id", task_ids)]})
@@ -96,37 +97,41 @@ async def read_listed(
         TypeError: A task id is no int.
         ValueError: A task id is out of range.
     """
-    read = 0
+    clock = asyncio.get_running_loop().time
+    began, read = clock(), 0
     for project_id, task_ids in targets.listed.items():
-        for piece in _slices(task_ids, note):
+        for piece in _slices(task_ids, note, clock):
             if not add(project_id, expect_ids(piece)):
                 return
             read += len(piece) + SLICE_CALL
-            if read >= SLICE:
-                read = 0
+            if read >= SLICE or clock() >= began + TURN:
                 await asyncio.sleep(0)
+                began, read = clock(), 0
 
 
 def _slices(
-    task_ids: Iterable[SupportsIndex], note: Callable[[Exception], None]
+    task_ids: Iterable[SupportsIndex],
+    note: Callable[[Exception], None],
+    clock: Callable[[], float],
 ) -> Iterator[list[SupportsIndex]]:
-    """Return the ids in lists of `SLICE`; the last one is shorter."""
+    """Return the ids in lists of up to `SLICE`, fewer from an iterable that takes its time."""
+    if isinstance(task_ids, list | range):
+        for start in range(0, len(task_ids), SLICE):
+            yield list(task_ids[start : start + SLICE])
+        return
+    piece: list[SupportsIndex] = []
+    until = clock() + TURN
     try:
-        iterator = iter(task_ids)
+        for task_id in task_ids:
+            piece.append(task_id)
+            if len(piece) == SLICE or clock() >= until:
+                yield piece
+                piece = []
+                until = clock() + TURN
     except Exception as error:  # noqa: BLE001 - an iterable of the caller's may raise anything
         note(error)
-        return
-    more = True
-    while more:
-        piece: list[SupportsIndex] = []
-        try:
-            piece.extend(islice(iterator, SLICE))
-        except Exception as error:  # noqa: BLE001 - as above
-            note(error)
-            more = False
-        more = more and len(piece) == SLICE
-        if piece:
-            yield piece
+    if piece:
+        yield piece
 
 
 class StreamReader:
@@ -166,11 +171,6 @@ class StreamReader:
                 self._hand_in()
                 if close := getattr(iterator, "aclose", None):
                     await close()
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if is_over() or (task is not None and task.cancelling()):
-                raise
-            self._note(RequestError("the source of task ids was cancelled", sent=False))
         except Exception as error:  # noqa: BLE001 - a source of the caller's may raise anything
             self._note(error)
 
@@ -180,12 +180,12 @@ class StreamReader:
         loop = asyncio.get_running_loop()
         unchecked = 0
         async for task_id in iterator:
-            if is_over():
-                return
             if not self._read:
                 # Ids that come in the same turn of the loop go together.
                 loop.call_soon(self._hand_in)
             self._read.append(expect_int("a task id", task_id))
+            if is_over():
+                return
             unchecked += 1
             if unchecked == self._batch:
                 unchecked = 0

@@ -95,9 +95,13 @@ def decode_result(body: bytes, method: str, call_id: int) -> Any:  # noqa: ANN40
     return result
 
 
-def details_of(row: DetailedRow) -> LazyMapping:
-    """Return the other members of a row, which are parsed on first access."""
-    return LazyMapping(partial(load_details, row.raw))
+def details_of(row: Row) -> LazyMapping:
+    """Return the other members of a row, which are parsed on first access.
+
+    Args:
+        row: A `DetailedRow`; any other has none.
+    """
+    return LazyMapping(partial(load_details, row.raw) if isinstance(row, DetailedRow) else {})
 
 
 def load_details(raw: bytes) -> dict[str, Any]:
@@ -121,12 +125,14 @@ def _read_rows(body: bytes, *, keep_bytes: bool) -> _Found | None:
         arrays += entry.errors is not None
         if entry.result is msgspec.UNSET:
             continue
-        rows = entry.result
-        if keep_bytes:
-            rows = [DetailedRow.of(_ROW.decode(raw), bytes(raw)) for raw in rows]
+        rows: list[Row] = (
+            [DetailedRow.of(_ROW.decode(raw), bytes(raw)) for raw in entry.result]
+            if keep_bytes
+            else entry.result
+        )
         for row in rows:
-            if row.error is not None or row.errors is not None:
-                row.join_errors()
+            if row.error is not None or row.errors is not None or not row.status:
+                row.normalize()
         entry.result = Rows(rows, entry.words, f"$.reply[{place}].result")
         arrays += 1
         total += len(rows)

@@ -43,6 +43,9 @@ def task_params(
         ids = task_ids.value
     elif len(task_ids) == 1:
         [ids] = task_ids
+    else:
+        # Encoded already, so that nobody looks at each of thousands of ids again.
+        ids = msgspec.Raw(msgspec.json.encode(task_ids))
     return {"project_id": project_id, "task_ids": ids, **options}
 
 
@@ -73,18 +76,17 @@ def encode_request(
         raise TypeError(f"JSON cannot hold these params: {error}") from None
 
 
-_SCALARS: Final = frozenset({int, str, bool, type(None)})
+_READY: Final = frozenset({int, str, bool, type(None), msgspec.Raw})
 
 
 def _plain(value: object) -> object:
     """Return a value in JSON's own types."""
-    if type(value) in _SCALARS:
+    if type(value) in _READY:
         return value
     if isinstance(value, Mapping):
         return {_name(name): _plain(member) for name, member in value.items()}
     if isinstance(value, list | tuple):
-        # Arrays of thousands of ids need no look at each of them in Python.
-        return value if _SCALARS.issuperset(map(type, value)) else [_plain(each) for each in value]
+        return [_plain(each) for each in value]
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, SupportsIndex):

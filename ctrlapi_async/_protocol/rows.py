@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Generic, TypeVar
 import msgspec
 from attrs import define, field
 
-from ctrlapi_async._errors import ReplyError
+from ctrlapi_async._errors import ReplyError, bounded
 from ctrlapi_async._models import MAX_ID
 
 if TYPE_CHECKING:
@@ -30,10 +30,11 @@ class Row(msgspec.Struct, gc=False):
     initial_task_id: _Id | None = None
     error: str | None = None
     errors: list[str] | None = None
-    """Only while it is read: `join_errors` moves its texts to `error`."""
+    """Only while it is read: `normalize` moves its texts to `error`."""
 
-    def join_errors(self) -> None:
-        """Move all error texts to `error`; None if there are none."""
+    def normalize(self) -> None:
+        """Move all error texts to `error`, and put None for texts that say nothing."""
+        self.status = self.status or None
         self.error = joined([self.error, *(self.errors or ())])
         self.errors = None
 
@@ -68,6 +69,12 @@ class Rows:
     unreadable: list[ReplyError] = field(factory=list)
     unreadable_tasks: dict[int, ReplyError] = field(factory=dict)
 
+    def extend(self, others: Rows) -> None:
+        """Add the rows of another piece of the same result."""
+        self.rows += others.rows
+        self.unreadable += others.unreadable
+        self.unreadable_tasks |= others.unreadable_tasks
+
 
 class Entry(msgspec.Struct, Generic[T]):
     """One call's part of a reply."""
@@ -85,8 +92,8 @@ class Entry(msgspec.Struct, Generic[T]):
 
 
 def joined(texts: Iterable[str | None]) -> str | None:
-    """Return error texts as one, or None if none of them says anything."""
-    return "; ".join(filter(None, texts)) or None
+    """Return error texts as one that is bounded, or None if none of them says anything."""
+    return bounded("; ".join(filter(None, texts))) or None
 
 
 def excerpt(body: bytes, at: int = 0) -> str:

@@ -17,8 +17,6 @@ T = TypeVar("T")
 _MAX_NESTING: Final = 4
 """Levels of lists in which rows are looked for."""
 
-_ROW_FIELDS: Final = ("task_id", "status", "initial_task_id", "error", "errors")
-
 _ESCAPES: Final = re.compile(
     r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u[dD][89a-fA-F]..|.)", re.DOTALL
 )
@@ -103,7 +101,8 @@ def _any_text(value: object) -> str | None:
 class _RowReader:
     """Reads the rows of one result.
 
-    Rows in a list within the list, and rows in a list that is a member of a row, form a chain.
+    Rows in a list that is a member of a row belong to that row's chain, whether or not they say so.
+    A list within the list proves nothing: a server may wrap all its rows in one.
     """
 
     def __init__(self, words: str | None, where: str, *, keep_bytes: bool) -> None:
@@ -124,45 +123,58 @@ class _RowReader:
 
     def _read(self, item: object, where: str, depth: int) -> list[Row]:
         """Return the rows of an item: a row and the others of its chain, or a list of them."""
-        inner: list[tuple[str, object]] = []
         rows: list[Row] = []
         if isinstance(item, dict):
-            rows += self._read_row(item, where)
-            inner = [
-                (f"{where}.{name}[{place}]", value)
-                for name, member in item.items()
-                if isinstance(member, list)
-                for place, value in enumerate(member)
-                if _is_row(value)
-            ]
+            row = self._read_row(item, where)
+            if row is not None:
+                rows.append(row)
+            if list in map(type, item.values()) and depth < _MAX_NESTING:
+                rows += self._read_members(item, where, depth)
+                rows = _chained(rows) if len(rows) > 1 else rows
         elif isinstance(item, list) and depth < _MAX_NESTING:
-            inner = [(f"{where}[{place}]", value) for place, value in enumerate(item)]
+            for place, value in enumerate(item):
+                rows += self._read(value, f"{where}[{place}]", depth + 1)
         else:
             self._found.unreadable.append(ReplyError("Expected `object`", where))
-        if depth < _MAX_NESTING:
-            for place, value in inner:
-                rows += self._read(value, place, depth + 1)
-        return _chained(rows)
+        return rows
 
-    def _read_row(self, item: dict[str, Any], where: str) -> list[Row]:
-        """Return the row; none if it names no task or an impossible one, or is unreadable."""
-        task_id = item.get("task_id")
-        if task_id is None or (type(task_id) is int and not _is_id(task_id)):
-            return []
-        # Empty texts and lists say nothing.
-        members = {name: item[name] for name in _ROW_FIELDS if item.get(name) not in (None, "", [])}
-        if not _is_id(item.get("initial_task_id")):
-            members.pop("initial_task_id", None)
+    def _read_members(self, item: dict[str, Any], where: str, depth: int) -> list[Row]:
+        return [
+            row
+            for name, member in item.items()
+            if isinstance(member, list)
+            for place, value in enumerate(member)
+            if _is_row(value)
+            for row in self._read(value, f"{where}.{name}[{place}]", depth + 1)
+        ]
+
+    def _read_row(self, item: dict[str, Any], where: str) -> Row | None:
+        """Return the row; None if it names no task or an impossible one, or is unreadable."""
         try:
-            row = _convert(members, Row, where)
-        except ReplyError as odd:
-            if _is_id(task_id):
-                self._found.unreadable_tasks.setdefault(task_id, odd)
-            else:
-                self._found.unreadable.append(odd)
-            return []
-        row.join_errors()
-        return [DetailedRow.of(row, msgspec.json.encode(item)) if self._keep_bytes else row]
+            row = msgspec.convert(item, Row)
+        except msgspec.ValidationError:
+            task_id = item.get("task_id")
+            if task_id is None or (type(task_id) is int and not _is_id(task_id)):
+                return None
+            try:
+                row = _convert(_without_oddities(item), Row, where)
+            except ReplyError as odd:
+                if _is_id(task_id):
+                    self._found.unreadable_tasks.setdefault(task_id, odd)
+                else:
+                    self._found.unreadable.append(odd)
+                return None
+        row.normalize()
+        return DetailedRow.of(row, msgspec.json.encode(item)) if self._keep_bytes else row
+
+
+def _without_oddities(item: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without errors that say nothing, and without an impossible chain."""
+    texts = ("error", "errors")
+    row = {name: value for name, value in item.items() if value or name not in texts}
+    if not _is_id(row.get("initial_task_id")):
+        row.pop("initial_task_id", None)
+    return row
 
 
 def _is_id(value: object) -> bool:
@@ -179,10 +191,9 @@ def _is_row(value: object) -> bool:
 
 def _chained(rows: list[Row]) -> list[Row]:
     """Return the rows of one chain with its `initial_task_id` in each of them."""
-    if len(rows) > 1:
-        given = (row.initial_task_id for row in rows if row.initial_task_id is not None)
-        initial = next(given, min(row.task_id for row in rows))
-        for row in rows:
-            if row.initial_task_id is None:
-                row.initial_task_id = initial
+    given = (row.initial_task_id for row in rows if row.initial_task_id is not None)
+    initial = next(given, min(row.task_id for row in rows))
+    for row in rows:
+        if row.initial_task_id is None:
+            row.initial_task_id = initial
     return rows

@@ -1,3 +1,5 @@
+# mypy: disable-error-code="no-untyped-call"
+# distributed annotates few of its functions.
 """Spread the stops on many servers over the workers of a Dask cluster (extra `dask`).
 
 The ids are cut into shards. A shard whose worker dies is checked again, not blindly repeated: a
@@ -19,7 +21,7 @@ from ctrlapi_async.distributed import ServersIncompleteError, stop_running_on
 async def main(url: str) -> None:
     targets = {url: {2: range(1, 1001), 3: [1001, 1002]}}
     async with (
-        LocalCluster(n_workers=2, dashboard_address=None, asynchronous=True) as cluster,
+        LocalCluster(n_workers=2, dashboard_address=":0", asynchronous=True) as cluster,
         Client(cluster, asynchronous=True) as client,
     ):
         try:

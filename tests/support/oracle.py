@@ -248,8 +248,9 @@ class Oracle:
 
     def _admit(self, project_id: int, told: list[int], with_status: Collection[int]) -> None:
         """Enter the tasks that a listing names, of each chain its current one."""
-        current = {max(self.chain(n), key=lambda one: one.liveness).task_id for n in told}
-        self.ask(project_id, [n for n in told if n in current])
+        current = {max(self.chain(n), key=lambda one: one.liveness).task_id for n in with_status}
+        chained = {one.task_id for n in with_status for one in self.chain(n)} - current
+        self.ask(project_id, [n for n in told if n not in chained])
         for task_id in told:
             self._known(task_id).absent |= task_id not in with_status
 

@@ -1,0 +1,205 @@
+"""Reports as tables, and the notes below them."""
+
+from __future__ import annotations
+
+import re
+from typing import IO, TYPE_CHECKING, Any, Final, cast
+
+from attrs import frozen
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from ctrlapi_async.cli.outcomes import NEED_ATTENTION, Form, Tally, style
+from ctrlapi_async.cli.streams import OutputFile
+from ctrlapi_async.cli.text import id_list, numbered, visible
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import RenderableType
+
+    from ctrlapi_async import StopOutcome, StopReport
+    from ctrlapi_async.cli.streams import Output
+
+TASK_ROWS: Final = 50
+"""Tasks at most that get a row each, unless all are asked for."""
+GROUP_ROWS: Final = 24
+"""Rows of groups at most; a server with more statuses than that gets a row for the rest."""
+NOTES: Final = 3
+"""Different messages about tasks with the same outcome that are shown."""
+NOTE_LINES: Final = 12
+"""Lines below a table at most, the summary apart."""
+NOTE_LENGTH: Final = 160
+"""Characters of a message that are shown."""
+_NUMBER: Final = re.compile("[0-9]+")
+WIDTH: Final = 120
+"""Columns, where there is no terminal that says how many it has."""
+
+
+@frozen(kw_only=True)
+class Layout:
+    """How a report is drawn.
+
+    Attributes:
+        form: What is said of each task.
+        wide: Whether each task gets a row with everything in it.
+        every_task: Whether each task gets a row, however many there are.
+        with_project: Whether an id is written with its project.
+        summary: Whether a last line tells how much was done, and what it cost.
+    """
+
+    form: Form
+    wide: bool = False
+    every_task: bool = False
+    with_project: bool = False
+    summary: bool = True
+
+    def draw(self, report: StopReport, shown: Sequence[StopOutcome]) -> RenderableType:
+        """Return a report as something that rich can print.
+
+        Args:
+            report: The report.
+            shown: Those of its outcomes that are shown.
+        """
+        parts: list[RenderableType] = []
+        if shown:
+            parts += [self._table(shown), Text()]
+        if not self.wide:
+            by_task = self.every_task or len(shown) <= TASK_ROWS
+            parts += self._notes(shown, by_task=by_task)
+        if self.summary:
+            parts.append(Text(self._summary(report)))
+        return Group(*parts)
+
+    def _table(self, shown: Sequence[StopOutcome]) -> Table:
+        if self.wide:
+            return self._wide_table(shown)
+        if self.every_task or len(shown) <= TASK_ROWS:
+            return self._task_table(shown)
+        return self._group_table(shown)
+
+    def _wide_table(self, shown: Sequence[StopOutcome]) -> Table:
+        table = new_table("Project", "Task", "Restarted as", *self.form.headers, "Message")
+        for outcome in shown:
+            restarted_as = "" if outcome.restarted_as is None else str(outcome.restarted_as)
+            ids = (str(outcome.project_id), str(outcome.task_id), restarted_as)
+            message = visible(outcome.error or "")
+            add_row(table, *ids, *self.form.cells(outcome), message, style=style(outcome))
+        return table
+
+    def _task_table(self, shown: Sequence[StopOutcome]) -> Table:
+        table = new_table("Task", *self.form.headers)
+        for outcome in shown:
+            task = f"{outcome.project_id}:" * self.with_project + str(outcome.task_id)
+            if outcome.restarted_as is not None:
+                task += f" → {outcome.restarted_as}"
+            add_row(table, task, *self.form.cells(outcome), style=style(outcome))
+        return table
+
+    def _group_table(self, shown: Sequence[StopOutcome]) -> Table:
+        table = new_table(*self.form.headers, "Tasks")
+        table.columns[-1].justify = "right"
+        groups: dict[tuple[str, ...], list[StopOutcome]] = {}
+        for outcome in sorted(shown, key=self.form.order):
+            groups.setdefault(self.form.cells(outcome), []).append(outcome)
+        first, rest = list(groups.items())[:GROUP_ROWS], list(groups.values())[GROUP_ROWS:]
+        for cells, outcomes in first:
+            add_row(table, *cells, f"{len(outcomes):,}", style=style(outcomes[0]))
+        if rest:
+            blank = [""] * (len(self.form.headers) - 1)
+            add_row(table, "others", *blank, f"{sum(map(len, rest)):,}")
+        return table
+
+    def _notes(self, shown: Sequence[StopOutcome], *, by_task: bool) -> list[Text]:
+        """Return what the table leaves out: messages, restarts, and tasks that need attention."""
+        lines: list[str] = []
+        messages: dict[str, dict[str, list[StopOutcome]]] = {}
+        for outcome in sorted(shown, key=self.form.order):
+            message = visible(outcome.error or "")
+            if message or (outcome.result in NEED_ATTENTION and not by_task):
+                alike = messages.setdefault(self.form.label(outcome), {})
+                # Many messages differ in nothing but the id of their task.
+                alike.setdefault(_NUMBER.sub("0", message), []).append(outcome)
+        for label, by_message in messages.items():
+            most = sorted(by_message.values(), key=len, reverse=True)
+            lines += [
+                f"{label} {self._ids(outcomes)}{self._message(outcomes)}"
+                for outcomes in most[:NOTES]
+            ]
+            if len(most) > NOTES:
+                count = numbered(len(most) - NOTES, "other message")
+                lines.append(f"{label}: {count}; -o wide shows them")
+        if not by_task:
+            restarted = [outcome for outcome in shown if outcome.restarted_as is not None]
+            if restarted:
+                pairs = ", ".join(
+                    f"{outcome.task_id} → {outcome.restarted_as}" for outcome in restarted[:NOTES]
+                )
+                rest = len(restarted) - NOTES
+                lines.append(f"restarted: {pairs}" + f" and {rest:,} more" * (rest > 0))
+        if len(lines) > NOTE_LINES:
+            lines[NOTE_LINES:] = ["and more messages; -o wide shows them"]
+        return [Text(line) for line in lines] + [Text()] * bool(lines)
+
+    def _message(self, outcomes: Sequence[StopOutcome]) -> str:
+        """Return the message of tasks whose messages are alike."""
+        different = {visible(outcome.error or "") for outcome in outcomes}
+        message = visible(outcomes[0].error or "")
+        if len(message) > NOTE_LENGTH:
+            message = message[:NOTE_LENGTH] + "…"
+        return f": {message}" * bool(message) + " (and the like)" * (len(different) > 1)
+
+    def _ids(self, outcomes: Sequence[StopOutcome]) -> str:
+        tasks = ((outcome.project_id, outcome.task_id) for outcome in outcomes)
+        return id_list(tasks, with_project=self.with_project)
+
+    def _summary(self, report: StopReport) -> str:
+        stats = report.stats
+        tally = Tally(self.form)
+        for outcome in report.values():
+            tally.take(outcome)
+        calls = [
+            numbered(count, f"{method} request")
+            for count, method in (
+                (stats.status_calls, "TaskStatus"),
+                (stats.stop_calls, "TaskStop"),
+            )
+            if count
+        ]
+        repeats = f", {stats.retries:,} of them repeated" * bool(stats.retries)
+        return (
+            f"{numbered(len(report), 'task')}{': ' * bool(report)}{tally} "
+            f"({stats.elapsed:.2f} s, {' and '.join(calls) or 'no request'}{repeats})"
+        )
+
+
+def new_table(*headers: str) -> Table:
+    """Return a table without lines, which stays readable on narrow terminals."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    return table
+
+
+def add_row(table: Table, *cells: str, style: str = "") -> None:
+    """Add a row whose cells are never read as markup."""
+    table.add_row(*map(Text, cells), style=style)
+
+
+def console_on(output: Output) -> Console:
+    """Return a console that draws on an output."""
+    file = cast("IO[str]", OutputFile(output))
+    return Console(file=file, highlight=False, markup=False, emoji=False)
+
+
+def printed(drawing: RenderableType, *, terminal: bool) -> str:
+    """Return what rich prints for a drawing: with colours on a terminal only."""
+    options: dict[str, Any] = {} if terminal else {"width": WIDTH}
+    console = Console(
+        force_terminal=terminal, highlight=False, markup=False, emoji=False, **options
+    )
+    with console.capture() as capture:
+        console.print(drawing)
+    lines = capture.get().split("\n")
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,563 @@
+"""What the simulator answers, asked without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from asking import (
+    MAX_INT,
+    SENT,
+    UNAVAILABLE,
+    ask,
+    call,
+    check,
+    entries,
+    envelope,
+    rows,
+    statuses,
+    stop,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctrlapi_async import simulator
+from ctrlapi_async.simulator import (
+    STATUSES,
+    Body,
+    ControlApiSimulator,
+    CutBody,
+    Delay,
+    Drop,
+    HttpStatus,
+    Restart,
+    SlowBody,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+@pytest.fixture
+def sim() -> ControlApiSimulator:
+    """Return a simulator that does not listen: its rules are asked directly."""
+    return ControlApiSimulator()
+
+
+# --- The documentation's examples -----------------------------------------------------------------
+
+DOCUMENTED = {
+    "one task": (63, [{"task_id": 63, "status": SENT}]),
+    "two tasks": ([64, 65], [{"task_id": 64, "status": SENT}, {"task_id": 65, "status": SENT}]),
+    "the third does not exist": (
+        [66, 67, 68],
+        [
+            {"task_id": 66, "status": SENT},
+            {"task_id": 67, "status": SENT},
+            {"task_id": 68, "error": UNAVAILABLE},
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("ids", "result"), DOCUMENTED.values(), ids=DOCUMENTED.keys())
+def test_documented_requests_get_the_documented_replies(
+    sim: ControlApiSimulator, ids: Any, result: Any
+) -> None:
+    sim.documented_world()
+    assert entries(sim, stop(ids)) == [{"method": "TaskStop", "result": result}]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_curl_gets_the_documented_reply(api: ControlApiSimulator) -> None:
+    api.documented_world()
+    curl = await asyncio.create_subprocess_exec(
+        *("curl", "--silent", "--show-error", "--noproxy", "*", api.endpoint),
+        *("-H", "Content-Type: application/json", "--data", json.dumps(stop([66, 67, 68]))),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await curl.communicate()
+    _, result = DOCUMENTED["the third does not exist"]
+    assert json.loads(out) == {"reply": [{"method": "TaskStop", "result": result}]}
+
+
+# --- TaskStatus and TaskStop ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_only_a_running_task_is_stopped(sim: ControlApiSimulator, status: str) -> None:
+    task = sim.add_task(66, status)
+    assert statuses(sim, 66) == {66: status}
+    (row,) = rows(sim, stop(66))
+    running = status == "Running"
+    assert row == {"task_id": 66, **({"status": SENT} if running else {"error": UNAVAILABLE})}
+    assert statuses(sim, [66]) == {66: "Canceled" if running else status}
+    assert (task.stopped, task.stop_requests) == (running, running)
+
+
+def test_rows_have_the_documented_members_unless_narrow(sim: ControlApiSimulator) -> None:
+    sim.add_task(66)
+    (row,) = rows(sim, check(66))
+    assert (row["task_id"], row["initial_task_id"], row["status"]) == (66, 66, "Running")
+    assert row["test_results"] == {"total": "In progress"}
+    assert row["source"] == {"status": "Opened", "error": None}
+    assert {"name", "uri", "template_id", "app_id", "priority", "start"} <= row.keys()
+    assert 150 <= len(json.dumps(row)) <= 300
+    (row,) = rows(sim, check(66, detailed_test_results=True))
+    assert len(row["test_results"]) == 6
+    assert row["test_results"]["video_quality"] == {"status": "In progress", "error": ""}
+    sim.rows = "narrow"
+    assert rows(sim, check(66)) == [{"task_id": 66, "status": "Running"}]
+
+
+def test_all_active_is_what_runs_or_waits_in_that_project(sim: ControlApiSimulator) -> None:
+    for task_id, status in enumerate(STATUSES):
+        sim.add_task(task_id, status)
+    sim.add_task(100, project_id=3)
+    sim.add_project(4)
+    assert statuses(sim, "*") == {0: "Scheduled", 1: "Explore", 2: "Running"}
+    assert rows(sim, check("*", 4)) == []
+    sim.refuse_all_active = True
+    assert entries(sim, check("*")) == [
+        {
+            "method": "TaskStatus",
+            "error": "task_ids must be an integer or an array of integers",
+        }
+    ]
+
+
+def test_calls_of_one_request_are_answered_in_order(sim: ControlApiSimulator) -> None:
+    document = envelope(
+        call("TaskStatus", [1, 2], id=7),
+        call("TaskStop", 2, id=-1),
+        call("Nothing's there", 2, id=0),
+        call("TaskStatus", 2),
+        call("TaskStop", 3, project_id=0, id=9),
+    )
+    sim.rows = "narrow"
+    sim.add_tasks([1, 2])
+    sim.add_task(3, project_id=0)
+    assert entries(sim, document) == [
+        {
+            "method": "TaskStatus",
+            "id": 7,
+            "result": [{"task_id": 1, "status": "Running"}, {"task_id": 2, "status": "Running"}],
+        },
+        {"method": "TaskStop", "id": -1, "result": [{"task_id": 2, "status": SENT}]},
+        {"method": "Nothing's there", "id": 0, "error": "Undefined method 'Nothing's there'"},
+        {"method": "TaskStatus", "result": [{"task_id": 2, "status": "Canceled"}]},
+        {"method": "TaskStop", "id": 9, "result": [{"task_id": 3, "status": SENT}]},
+    ]
+    sim.echo_id = False
+    assert not any("id" in entry for entry in entries(sim, document))
+
+
+@pytest.mark.parametrize("in_reply", [False, True])
+@pytest.mark.parametrize(("user_id", "project_id"), [(5, 2), (5, 9), (1, 3), (3, 2)], ids=str)
+def test_a_user_without_rights_changes_nothing(
+    sim: ControlApiSimulator, user_id: int, project_id: int, *, in_reply: bool
+) -> None:
+    """5 is no user; 2 is user 1's project, 3 is user 3's, 9 is no project."""
+    sim.user_error_in_reply = in_reply
+    sim.add_task(66)
+    sim.add_task(67, project_id=3, user_id=3)
+    good = (66, 2) if user_id == 1 else (67, 3)
+    calls = [call("TaskStop", *good), call("TaskStop", 66, project_id)]
+    error = {"error": f"user {user_id} is unavailable"}
+    assert ask(sim, envelope(*calls, user_id=user_id)) == (
+        200,
+        {"reply": [error]} if in_reply else error,
+    )
+    assert not any(task.stop_requests for task in sim.tasks.values())
+
+
+def test_an_unknown_project_or_method_fails_its_call_alone() -> None:
+    sim = ControlApiSimulator(methods=["TaskStop"])
+    sim.add_task(66)
+    calls = [call("TaskStop", 66, 9), {"method": "TaskStatus"}, call("TaskStop", 66)]
+    assert entries(sim, envelope(*calls)) == [
+        {"method": "TaskStop", "error": "project 9 does not exist"},
+        {"method": "TaskStatus", "error": "Undefined method 'TaskStatus'"},
+        {"method": "TaskStop", "result": [{"task_id": 66, "status": SENT}]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "error"),
+    [
+        ("bad", "access denied to tasks [68, 70]"),
+        ("all", "access denied to tasks [66, 68, 70]"),
+        ("none", "access denied to some of the tasks"),
+    ],
+)
+@pytest.mark.parametrize("method", ["TaskStatus", "TaskStop"])
+def test_one_bad_id_refuses_the_call(
+    sim: ControlApiSimulator, method: str, names: Any, error: str
+) -> None:
+    """68 is no task, and 70 is another project's."""
+    sim.denied_names = names
+    sim.add_task(66)
+    sim.add_task(70, project_id=3)
+    (entry,) = entries(sim, envelope(call(method, [66, 68, 70], id=1)))
+    assert entry == {"method": method, "id": 1, "error": error}
+    assert sim.tasks[66].stop_requests == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "wrong"),
+    [
+        ("TaskStatus", {"missing": "error"}, [{"task_id": 68, "error": "Task does not exist"}]),
+        ("TaskStop", {"missing": "error"}, [{"task_id": 68, "error": UNAVAILABLE}]),
+        (
+            "TaskStatus",
+            {"missing": "error", "row_errors": "errors"},
+            [{"task_id": 68, "errors": ["Task does not exist"]}],
+        ),
+        (
+            "TaskStop",
+            {"missing": "error", "row_errors": "errors"},
+            [{"task_id": 68, "errors": [UNAVAILABLE]}],
+        ),
+        ("TaskStatus", {"missing": "omitted"}, []),
+        ("TaskStop", {"missing": "omitted"}, []),
+    ],
+)
+def test_a_bad_id_can_be_a_row_or_no_row(
+    method: str, options: dict[str, Any], wrong: list[Any]
+) -> None:
+    sim = ControlApiSimulator(**options)
+    sim.add_tasks([66, 67])
+    sim.add_task(68, project_id=3)
+    sim.tasks[67].status = "Completed"
+    result = rows(sim, envelope(call(method, [66, 68, 67])))
+    assert [row["task_id"] for row in result] == ([66, 68, 67] if wrong else [66, 67])
+    assert [row for row in result if row["task_id"] == 68] == wrong
+    if method == "TaskStatus" and "row_errors" in options:
+        assert result[0]["errors"] == []
+
+
+# --- Time -----------------------------------------------------------------------------------------
+
+
+def test_a_life_goes_by_the_clock(sim: ControlApiSimulator) -> None:
+    sim.advance(100.0)
+    life = [(5.0, "Explore"), (8.0, "Running"), (60.0, "Completed")]
+    task = sim.add_task(66, "Scheduled", life=life)
+    seen = []
+    for seconds in (0.0, 4.9, 0.1, 3.0, 51.0, 1.0, 1000.0):
+        sim.advance(seconds)
+        assert statuses(sim, 66) == {66: task.status}
+        seen.append((sim.now, task.status))
+    assert seen == [
+        (100.0, "Scheduled"),
+        (104.9, "Scheduled"),
+        (105.0, "Explore"),
+        (108.0, "Running"),
+        (159.0, "Running"),
+        (160.0, "Completed"),
+        (1160.0, "Completed"),
+    ]
+    assert repr(task) == "<SimulatedTask 66 Completed>"
+    assert (task.project_id, task.stopped) == (2, False)
+
+
+def test_a_stop_takes_its_delay() -> None:
+    sim = ControlApiSimulator(stop_delay=3.0)
+    task = sim.add_task(66)
+    rows(sim, stop(66))
+    sim.advance(2.0)
+    assert statuses(sim, 66) == {66: "Running"}
+    assert rows(sim, stop(66)) == [{"task_id": 66, "status": SENT}]
+    assert (task.stop_requests, task.stopped) == (2, False)
+    sim.advance(1.0)
+    assert statuses(sim, 66) == {66: "Canceled"}
+    assert task.stopped
+
+
+def test_a_task_may_end_before_its_stop_takes_effect() -> None:
+    sim = ControlApiSimulator(stop_delay=3.0)
+    task = sim.add_task(66, life=[(2.0, "Completed"), (10.0, "Running")])
+    rows(sim, stop(66))
+    sim.advance(4.0)
+    assert statuses(sim, 66) == {66: "Completed"}
+    assert (task.stop_requests, task.stopped) == (1, False)
+    sim.advance(6.0)
+    rows(sim, stop(66))
+    sim.advance(3.0)
+    assert (task.status, task.stop_requests, task.stopped) == ("Canceled", 2, True)
+
+
+def test_the_clock_ticks_after_each_request() -> None:
+    sim = ControlApiSimulator(tick=1.0)
+    sim.add_task(66, life=[(1.0, "Completed")])
+    assert statuses(sim, 66) == {66: "Running"}
+    assert rows(sim, stop(66)) == [{"task_id": 66, "error": UNAVAILABLE}]
+    assert sim.now == 2.0
+
+
+def test_a_clock_can_be_given() -> None:
+    seconds = 7.0
+    sim = ControlApiSimulator(clock=lambda: seconds)
+    task = sim.add_task(66, "Scheduled", life=[(1.0, "Explore")])
+    assert (sim.now, task.status) == (7.0, "Scheduled")
+    seconds = 8.0
+    assert task.status == "Explore"
+    with pytest.raises(RuntimeError, match="not driven by hand"):
+        sim.advance(1.0)
+
+
+def test_a_status_can_be_set(sim: ControlApiSimulator) -> None:
+    first, second = sim.add_task(66), sim.add_task(67)
+    rows(sim, stop(66))
+    first.status = "Running"
+    assert (first.status, first.stopped, second.status) == ("Running", False, "Running")
+    first.status = "Completed"
+    assert statuses(sim, [66, 67]) == {66: "Completed", 67: "Running"}
+    with pytest.raises(ValueError, match="status must be one of"):
+        first.status = "running"
+
+
+# --- Adding tasks ---------------------------------------------------------------------------------
+
+
+@given(
+    count=st.integers(0, 300),
+    running=st.floats(0, 0.7),
+    restarted=st.floats(0, 0.3),
+    seed=st.integers(),
+)
+def test_mixed_tasks_are_shared_out_and_scattered_alike(
+    count: int, running: float, restarted: float, seed: int
+) -> None:
+    one, other = ControlApiSimulator(), ControlApiSimulator()
+    for sim in (one, other):
+        counts = sim.mixed_tasks(count, running=running, restarted=restarted, seed=seed, first_id=5)
+    truth = {task_id: (task.status, task.restarted_as) for task_id, task in one.tasks.items()}
+    assert truth == {n: (task.status, task.restarted_as) for n, task in other.tasks.items()}
+    added = range(5, 5 + count)
+    assert list(truth)[:count] == list(added)
+    assert counts == Counter(truth[task_id][0] for task_id in added)
+    again = {n: restarted_as for n in added if (restarted_as := truth[n][1]) is not None}
+    assert len(again) == min(round(count * restarted), count - round(count * running))
+    assert counts["Running"] == round(count * running)
+    for task_id, new_id in again.items():
+        assert truth[task_id][0] == "Stalled"
+        assert truth[new_id][0] == "Running"
+        assert len(str(new_id)) > len(str(4 + count))
+    rest = [
+        counts[status] - (len(again) if status == "Stalled" else 0)
+        for status in STATUSES
+        if status != "Running"
+    ]
+    assert max(rest) - min(rest) <= 1
+
+
+def test_tasks_are_added_all_or_none(sim: ControlApiSimulator) -> None:
+    sim.add_tasks(range(10), "Explore", project_id=3, user_id=4)
+    sim.add_tasks([], project_id=4)
+    bad: list[tuple[type[Exception], str, Iterable[Any]]] = [
+        (ValueError, "only once", [20, 9]),
+        (ValueError, "only once", [20, 20]),
+        (ValueError, "must be from 0", [20, -1]),
+        (ValueError, "must be from 0", [20, MAX_INT + 1]),
+        (TypeError, "must be ints", [20, True]),
+        (TypeError, "must be ints", [20, "21"]),
+    ]
+    for error, words, ids in bad:
+        with pytest.raises(error, match=words):
+            sim.add_tasks(ids)
+    with pytest.raises(ValueError, match="project 3 is user 4's"):
+        sim.add_task(20, project_id=3)
+    with pytest.raises(TypeError, match="user_id must be an int"):
+        sim.add_project(3, user_id="1")  # type: ignore[arg-type]
+    assert list(sim.tasks) == list(range(10))
+    assert repr(sim.tasks) == "<SimulatedTasks: 10>"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda sim: sim.add_task(1, "running"), "status must be one of"),
+        (lambda sim: sim.add_task(1, life=[(1.0, "done")]), "status must be one of"),
+        (lambda sim: sim.add_task(1, life=[(0.0, "Stalled")]), "above zero and rise"),
+        (
+            lambda sim: sim.add_task(1, life=[(2.0, "Stalled"), (2.0, "Running")]),
+            "above zero and rise",
+        ),
+        (lambda sim: sim.add_task(1, restarts=-1), "restarts must not"),
+        (lambda sim: sim.add_task(1, restarts=4), "restarts a task 3 times at most"),
+        (lambda sim: sim.add_task(1, restarts="Running"), "status must be one of"),
+        (lambda sim: sim.add_project(1, attempts_number=0), "attempts_number must be from 1 to 10"),
+        (lambda sim: sim.add_project(1, attempts_number=11), "attempts_number must be from"),
+        (lambda _: Restart("Gone"), "status must be one of"),
+        (lambda _: Restart(after=-1.0), "after must not be below zero"),
+        (lambda sim: sim.advance(-1.0), "does not go back"),
+        (lambda sim: sim.mixed_tasks(-1), "count must not"),
+        (lambda sim: sim.mixed_tasks(1, running=1.1), "from 0 to 1"),
+        (lambda sim: sim.mixed_tasks(1, running=0.6, restarted=0.6), "from 0 to 1"),
+        (lambda sim: sim.fault(Drop(), number=0), "number"),
+        (lambda sim: sim.hold(number=0), "number"),
+        (lambda sim: setattr(sim, "missing", "lost"), "missing must be one of"),
+        (lambda sim: setattr(sim, "latency", -1.0), "latency must not be below zero"),
+        (lambda _: ControlApiSimulator(latency=float("nan")), "latency must not be below zero"),
+        (lambda _: ControlApiSimulator(tick=1.0, clock=lambda: 0.0), "leave out one"),
+        (lambda _: ControlApiSimulator(login=("a", "b"), api_key="AA=="), "leave out login"),
+        (lambda _: ControlApiSimulator(api_key="no base64"), "api_key must be base64"),
+        (lambda _: ControlApiSimulator(prefix="api"), "prefix must start"),
+        (lambda _: ControlApiSimulator(prefix="/api/"), "prefix must start"),
+        (lambda _: ControlApiSimulator(denied_names=""), "denied_names must be one of"),  # type: ignore[arg-type]
+        (lambda _: ControlApiSimulator(rows="wide"), "rows must be one of"),  # type: ignore[arg-type]
+        (lambda _: ControlApiSimulator(chains="tree"), "chains must be one of"),  # type: ignore[arg-type]
+        (lambda _: ControlApiSimulator(row_errors=""), "row_errors must be one of"),  # type: ignore[arg-type]
+        (lambda _: ControlApiSimulator(methods=["TaskInfo"]), "a method must be one of"),
+        (lambda _: HttpStatus(99), "status"),
+        (lambda _: Body("", status=600), "status"),
+        (lambda _: CutBody(keep=1.0), "keep"),
+        (lambda _: SlowBody(interval=-1.0), "interval"),
+        (lambda _: Delay(-1.0), "seconds"),
+    ],
+)
+def test_impossible_values_are_refused(
+    make: Callable[[ControlApiSimulator], Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        make(ControlApiSimulator())
+
+
+# --- Requests that are not as documented ----------------------------------------------------------
+
+PARAMS = "$.methods[0].params"
+PARAMS_OF_STATUS = check(66, restart_chain="all")["methods"][0]["params"]
+MALFORMED: dict[str, tuple[Any, str]] = {
+    "empty": (b"", "$: not strict JSON"),
+    "cut": (b'{"user_id":1,"methods":[', "$: not strict JSON"),
+    "not UTF-8": (b'{"user_id":1,"methods":"\xff"}', "$: not strict JSON"),
+    "UTF-16": ('{"user_id":1}'.encode("utf-16"), "$: not strict JSON"),
+    "NaN": (b'{"user_id":NaN,"methods":[]}', "$: not strict JSON: NaN is not JSON"),
+    "deep": (b"[" * 100_000, "$: not strict JSON"),
+    "huge number": (b'{"user_id":' + b"9" * 5000 + b"}", "$: not strict JSON"),
+    "twice": (
+        b'{"user_id":1,"methods":[],"user_id":1}',
+        '$: not strict JSON: member "user_id" stands twice',
+    ),
+    "array": ([], "$: must be an object"),
+    "null": (None, "$: must be an object"),
+    "no user": ({"methods": []}, '$: member "user_id" is missing'),
+    "no methods": ({"user_id": 1}, '$: member "methods" is missing'),
+    "unknown": ({"user_id": 1, "methods": [], "x": 1}, '$: member "x" is unknown'),
+    "long unknown": ({"user_id": 1, "methods": [], "x" * 99: 1}, f'$: member "{"x" * 59}... is'),
+    "user text": (envelope(user_id="1"), '$.user_id: must be an integer, not "1"'),
+    "user bool": (envelope(user_id=True), "$.user_id: must be an integer, not true"),
+    "user float": (envelope(user_id=1.0), "$.user_id: must be an integer, not 1.0"),
+    "user array": (envelope(user_id=[]), "$.user_id: must be an integer, not an array"),
+    "user long": (envelope(user_id=2**63), f"$.user_id: must be from {-(2**63)} to {MAX_INT}"),
+    "methods none": (envelope(), "$.methods: must be an array of at least one call"),
+    "methods object": ({"user_id": 1, "methods": {}}, "$.methods: must be an array"),
+    "call text": (envelope("TaskStop"), "$.methods[0]: must be an object"),
+    "call empty": (envelope({}), '$.methods[0]: member "method" is missing'),
+    "call unknown": (
+        envelope({"method": "X", "jsonrpc": "2.0"}),
+        '$.methods[0]: member "jsonrpc" is unknown',
+    ),
+    "method number": (envelope({"method": 1}), "$.methods[0].method: must be a string, not 1"),
+    "id text": (stop(66, id="1"), '$.methods[0].id: must be an integer, not "1"'),
+    "id null": (stop(66, id=None), "$.methods[0].id: must be an integer, not null"),
+    "no params": (envelope({"method": "TaskStop"}), f"{PARAMS}: must be an object"),
+    "params array": (envelope({"method": "TaskStop", "params": [2, 66]}), f"{PARAMS}: must be"),
+    "no project": (
+        envelope({"method": "TaskStop", "params": {"task_ids": 66}}),
+        f'{PARAMS}: member "project_id" is missing',
+    ),
+    "no ids": (
+        envelope({"method": "TaskStop", "params": {"project_id": 2}}),
+        f'{PARAMS}: member "task_ids" is missing',
+    ),
+    "project text": (stop(66, "2"), f'{PARAMS}.project_id: must be an integer, not "2"'),  # type: ignore[arg-type]
+    "ids empty": (stop([]), f"{PARAMS}.task_ids: must not be empty"),
+    "ids text": (stop("66"), f'{PARAMS}.task_ids: must be an integer or an array, not "66"'),
+    "ids null": (stop(None), f"{PARAMS}.task_ids: must be an integer or an array, not null"),
+    "ids bool": (stop(True), f"{PARAMS}.task_ids: must be an integer or an array, not true"),
+    "ids object": (stop({}), f"{PARAMS}.task_ids: must be an integer or an array, not an object"),
+    "stop all": (stop("*"), f'{PARAMS}.task_ids: must be an integer or an array, not "*"'),
+    "check text": (
+        check("**"),
+        f'{PARAMS}.task_ids: must be an integer, an array of integers or "*", not "**"',
+    ),
+    "star in array": (check(["*"]), f'{PARAMS}.task_ids[0]: must be an integer, not "*"'),
+    "id below zero": (stop(-1), f"{PARAMS}.task_ids: must be from 0 to {MAX_INT}"),
+    "id too long": (stop(MAX_INT + 1), f"{PARAMS}.task_ids: must be from 0 to {MAX_INT}"),
+    "ids float": (stop([66, 67.0]), f"{PARAMS}.task_ids[1]: must be an integer, not 67.0"),
+    "ids of bool": (stop([66, True]), f"{PARAMS}.task_ids[1]: must be an integer, not true"),
+    "ids nested": (stop([[66]]), f"{PARAMS}.task_ids[0]: must be an integer, not an array"),
+    "ids too long": (stop([66, 2**64]), f"{PARAMS}.task_ids[1]: must be from 0 to {MAX_INT}"),
+    "ids twice": (stop([66, 67, 66]), f"{PARAMS}.task_ids: task 66 stands twice"),
+    "second call": (
+        envelope(call("TaskStop", 66), call("TaskStop", "x")),
+        "$.methods[1].params.task_ids: must be an integer or an array",
+    ),
+    "chain unknown": (
+        check(66, restart_chain="newest"),
+        f'{PARAMS}.restart_chain: must be first, last, exact or all, not "newest"',
+    ),
+    "chain array": (check(66, restart_chain=[]), f"{PARAMS}.restart_chain: must be first"),
+    "detailed number": (
+        check(66, detailed_test_results=1),
+        f"{PARAMS}.detailed_test_results: must be true or false, not 1",
+    ),
+    "chain of a stop": (
+        envelope(call("TaskStop", 66) | {"params": PARAMS_OF_STATUS}),
+        f'{PARAMS}: member "restart_chain" is unknown',
+    ),
+}
+
+
+@pytest.mark.parametrize(("document", "words"), MALFORMED.values(), ids=MALFORMED.keys())
+def test_what_is_not_documented_is_refused_and_changes_nothing(
+    sim: ControlApiSimulator, document: Any, words: str
+) -> None:
+    sim.add_tasks([66, 67])
+    status, error = ask(sim, document)
+    assert (status, list(error)) == (400, ["error"])
+    assert error["error"].startswith(words)
+    assert not any(task.stop_requests for task in sim.tasks.values())
+
+
+@pytest.mark.parametrize("task_ids", [0, MAX_INT, [0], [MAX_INT, 0]])
+def test_the_least_and_the_greatest_id_are_ids(sim: ControlApiSimulator, task_ids: Any) -> None:
+    sim.add_tasks([0, MAX_INT])
+    result = rows(sim, stop(task_ids))
+    assert [row["status"] for row in result] == [SENT] * len(result)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.text(max_size=4) | st.sampled_from(["method", "id"]), inner, max_size=4
+        )
+    ),
+    max_leaves=10,
+)
+IDS = st.just("*") | st.integers() | st.lists(st.integers(0, 9), max_size=4) | JSON_VALUES
+CALLS = st.builds(call, st.sampled_from(["TaskStop", "TaskStatus", "X"]), IDS, st.integers(1, 3))
+ENVELOPES = st.builds(lambda calls, user: envelope(*calls, user_id=user), st.lists(CALLS), IDS)
+
+
+@given(JSON_VALUES | ENVELOPES)
+def test_any_json_gets_a_documented_answer(document: Any) -> None:
+    sim = ControlApiSimulator()
+    sim.add_tasks(range(5))
+    status, reply = ask(sim, document)
+    assert (status, list(reply)) in [(400, ["error"]), (200, ["error"]), (200, ["reply"])]
+    if "reply" in reply:
+        assert len(reply["reply"]) == len(document["methods"])
+
+
+def test_the_public_names_are_exact() -> None:
+    public = {name for name in vars(simulator) if name[0] not in "_@"}  # @: pytest's own
+    assert public == set(simulator.__all__)

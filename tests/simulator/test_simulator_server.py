@@ -1,0 +1,434 @@
+"""The running simulator: gates, counters, waiting, threads, start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from asking import JSON_HEADERS, call, check, envelope, send, sent_rows, stop
+
+import ctrlapi_async
+from ctrlapi_async.simulator import (
+    ControlApiSimulator,
+    Delay,
+    Drop,
+    Fault,
+    Hang,
+    SlowBody,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+ROOT = Path(ctrlapi_async.__file__).parent.parent
+NO_REPLY = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "ctrlapi-simulator"]
+
+
+def ask_in_thread(api: ControlApiSimulator, document: Any) -> Any:
+    """Send a request without an event loop."""
+    request = urllib.request.Request(api.endpoint, json.dumps(document).encode(), JSON_HEADERS)
+    with urllib.request.urlopen(request, timeout=10.0) as response:
+        return json.loads(response.read())
+
+
+# --- Gates, counters and the log ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("effect", [False, True])
+async def test_requests_are_held_until_released(
+    http: aiohttp.ClientSession, api: ControlApiSimulator, *, effect: bool
+) -> None:
+    task = api.add_task(66)
+    with api.hold("TaskStop", effect=effect) as gate:
+        sending = asyncio.create_task(send(http, api, stop(66)))
+        await api.wait_for_requests(1, "TaskStop")
+        # What has arrived has had its effect, unless it is held before.
+        assert (gate.held, gate.released, task.stopped) == (1, False, effect)
+        await sent_rows(http, api, check(66))
+        assert not sending.done()
+    status, _ = await sending
+    assert (status, gate.held, gate.released, task.stopped) == (200, 0, True, True)
+    assert (await send(http, api, stop(66)))[0] == 200
+
+
+async def test_one_request_can_be_held_alone(
+    http: aiohttp.ClientSession, api: ControlApiSimulator
+) -> None:
+    api.add_task(66)
+    with api.hold(number=2):
+        await sent_rows(http, api, check(66))
+        sending = asyncio.create_task(send(http, api, check(66)))
+        await api.wait_for_requests(2)
+        await sent_rows(http, api, check(66))
+        assert not sending.done()
+    assert (await sending)[0] == 200
+    with api.hold(number=10, every=True), api.hold() as gate:
+        sending = asyncio.create_task(send(http, api, check(66)))
+        await api.wait_for_requests(4)
+        assert gate.held == 1
+        sending.cancel()
+        await asyncio.wait([sending])
+        await api.wait_until(lambda: api.counters.in_flight == 0)
+        assert gate.held == 0
+
+
+async def test_a_request_passes_one_gate_after_the_other(
+    http: aiohttp.ClientSession, api: ControlApiSimulator
+) -> None:
+    task = api.add_task(66)
+    gates = [api.hold(), api.hold("TaskStop"), api.hold(effect=True)]
+    sending = asyncio.create_task(send(http, api, stop(66)))
+    await api.wait_for_requests(1)
+    for place, gate in enumerate(gates):
+        held = [int(place == other) for other in range(3)]
+        await api.wait_until(lambda held=held: [gate.held for gate in gates] == held)  # type: ignore[misc]
+        assert task.stopped is (place == 2)
+        gate.release()
+    assert (await sending)[0] == 200
+
+
+async def test_everything_is_counted(http: aiohttp.ClientSession, api: ControlApiSimulator) -> None:
+    api.add_tasks(range(10))
+    gate = api.hold()
+    documents = [check([1, 2, 3]), envelope(call("TaskStop", 4), call("TaskStop", [5, 6])), {}]
+    sending = [asyncio.create_task(send(http, api, document)) for document in documents]
+    await api.wait_for_requests(3)
+    waiting = asyncio.create_task(api.wait_for_requests(9))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    counters = api.counters
+    assert (counters.in_flight, counters.peak) == (3, 3)
+    assert (counters.connections, counters.connections_open) == (3, 3)
+    gate.release()
+    await asyncio.gather(*sending)
+    await sent_rows(http, api, check("*"))
+    assert (counters.requests, counters.in_flight, counters.peak) == (4, 0, 3)
+    assert counters.requests_by_method == {"TaskStatus": 2, "TaskStop": 1}
+    assert counters.calls == {"TaskStatus": 2, "TaskStop": 2}
+    assert counters.ids == {"TaskStatus": 3, "TaskStop": 3}
+
+
+async def test_every_request_is_logged(
+    http: aiohttp.ClientSession, api: ControlApiSimulator
+) -> None:
+    both = envelope(call("TaskStop", 4), call("TaskStatus", [5, True]), call("TaskStop", [6]))
+    for document, status in ((check(1), 200), (both, 400), (b"{", 400), (5, 400)):
+        assert (await send(http, api, document))[0] == status
+    first, second, third, fourth = api.log
+    assert (first.number, first.json, first.numbers) == (1, check(1), {"TaskStatus": 1})
+    assert (first.http_method, first.path) == ("POST", "/ctrl_api/v1/json")
+    assert first.headers["content-type"] == "application/json"
+    assert second.json == both
+    assert second.numbers == {"TaskStop": 1, "TaskStatus": 2}
+    assert second.methods == ("TaskStop", "TaskStatus", "TaskStop")
+    assert second.ids == (4, 5, 6)
+    assert (third.number, third.json, third.methods) == (3, None, ())
+    assert (fourth.number, fourth.json, fourth.ids) == (4, 5, ())
+
+
+async def test_the_log_can_be_switched_off(http: aiohttp.ClientSession) -> None:
+    async with ControlApiSimulator(log=False) as api:
+        await send(http, api, check(1))
+        assert (api.log, api.counters.requests) == ([], 1)
+
+
+async def test_a_reset_numbers_requests_from_one_again(
+    http: aiohttp.ClientSession, api: ControlApiSimulator
+) -> None:
+    api.add_task(66)
+    with api.hold(number=2):
+        await sent_rows(http, api, check(66))
+        sending = asyncio.create_task(send(http, api, check(66)))
+        await api.wait_for_requests(2)
+        api.reset_counters()
+        assert api.log == []
+        assert (api.counters.requests, api.counters.connections) == (0, 0)
+        assert (api.counters.in_flight, api.counters.peak) == (1, 1)
+        assert api.counters.connections_open == 1
+    await sending
+    assert api.counters.in_flight == 0
+    await sent_rows(http, api, check(66))
+    assert [record.number for record in api.log] == [1]
+
+
+# --- Threads and loops ----------------------------------------------------------------------------
+
+
+def test_a_sync_test_needs_no_event_loop() -> None:
+    with ControlApiSimulator() as api:
+        api.add_task(64, "Stalled", restarts=1)
+        (entry,) = ask_in_thread(api, check(64))["reply"]
+        assert [row["task_id"] for row in entry["result"]] == [64, 1064]
+        api.wait_for_requests_sync(1, "TaskStatus")
+        with pytest.raises(TimeoutError, match="did not hold within 0 seconds"):
+            api.wait_for_requests_sync(2, timeout=0.0)
+        with api.hold():
+            asking = threading.Thread(target=ask_in_thread, args=(api, stop(1064)))
+            asking.start()
+            api.wait_for_requests_sync(2)
+            assert not api.tasks[1064].stopped
+        api.wait_until_sync(lambda: api.tasks[1064].stopped)
+        asking.join()
+    assert not threads()
+
+
+def test_all_methods_may_be_called_from_any_thread(api: ControlApiSimulator) -> None:
+    failed: list[BaseException] = []
+
+    def use(first: int) -> None:
+        try:
+            for task_id in range(first, first + 20):
+                api.add_task(task_id, life=[(5.0, "Stalled")], restarts=1)
+                api.hold("TaskStop").release()
+                reply = ask_in_thread(api, envelope(call("TaskStop", task_id), call("X", 1)))
+                assert "result" in reply["reply"][0]
+                api.advance(0.1)
+                assert {task.status for task in api.tasks.values()} <= {"Stalled", "Canceled"} | {
+                    "Running"
+                }
+        except BaseException as error:  # noqa: BLE001 - the test's thread raises it
+            failed.append(error)
+
+    users = [threading.Thread(target=use, args=(100 * number,)) for number in range(1, 5)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    assert not failed
+    assert len(api.tasks) >= 80
+    assert (api.counters.requests, api.counters.in_flight) == (80, 0)
+    assert [record.number for record in api.log] == list(range(1, 81))
+
+
+async def use_while_loop_waits(
+    api: ControlApiSimulator, run_in_thread: Callable[..., Awaitable[object]]
+) -> None:
+    """A condition wakes its waiter, whatever loop it waits in."""
+    api.add_task(66)
+    with api.hold() as gate:
+        asking = threading.Thread(target=ask_in_thread, args=(api, stop(66)))
+        asking.start()
+        await api.wait_for_requests(1)
+        assert gate.held == 1
+    await api.wait_until(lambda: api.counters.in_flight == 0)
+    assert api.tasks[66].stopped
+    await run_in_thread(asking.join)
+
+
+async def test_a_condition_is_waited_for_in_asyncio(api: ControlApiSimulator) -> None:
+    await use_while_loop_waits(api, asyncio.to_thread)
+
+
+def test_a_condition_is_waited_for_in_trio(api: ControlApiSimulator) -> None:
+    trio = pytest.importorskip("trio")
+    trio.run(use_while_loop_waits, api, trio.to_thread.run_sync)
+
+    async def give_up() -> None:
+        with trio.move_on_after(0):
+            await api.wait_for_requests(99)
+
+    trio.run(give_up)
+    ask_in_thread(api, check(66))  # the waiter's loop is over; nobody minds
+
+
+def test_a_waiter_whose_loop_is_closed_is_forgotten(api: ControlApiSimulator) -> None:
+    async def give_up() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                await api.wait_for_requests(1)
+
+    asyncio.run(give_up())
+    ask_in_thread(api, envelope({"method": "X"}))
+
+
+async def test_it_can_serve_in_the_loop_that_starts_it(http: aiohttp.ClientSession) -> None:
+    api = ControlApiSimulator(own_thread=False)
+    for use in (api.start_sync, api.stop_sync):
+        with pytest.raises(RuntimeError, match="use it with `async with`"):
+            use()
+    before = asyncio.all_tasks()
+    async with api:
+        assert not threads()
+        await use_while_loop_waits(api, asyncio.to_thread)
+        assert repr(api) == f"<ControlApiSimulator {api.url} running>"
+    assert asyncio.all_tasks() == before
+    await api.stop()
+    assert repr(api) == f"<ControlApiSimulator {api.url} stopped>"
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await send(http, api, check(66))
+
+
+# --- Start and stop -------------------------------------------------------------------------------
+
+
+async def test_it_starts_again_on_its_port(http: aiohttp.ClientSession) -> None:
+    api = ControlApiSimulator()
+    assert api.port == 0
+    api.add_task(66)
+    await api.start()
+    url = api.url
+    for start in (api.start, api.__aenter__):
+        with pytest.raises(RuntimeError, match="runs already"):
+            await start()
+    await sent_rows(http, api, check(66))
+    await api.stop()
+    await api.stop()
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await send(http, api, check(66))
+    api.start_sync()
+    assert api.url == url == f"http://127.0.0.1:{api.port}"
+    await sent_rows(http, api, check(66))
+    api.stop_sync()
+    assert api.counters.requests == 2
+    assert not threads()
+
+
+@pytest.mark.parametrize("own_thread", [False, True])
+async def test_a_port_that_is_taken_is_an_error_and_nothing_else(*, own_thread: bool) -> None:
+    async with ControlApiSimulator() as api:
+        other = ControlApiSimulator(port=api.port, own_thread=own_thread)
+        with pytest.raises(OSError, match="address already in use"):
+            await other.start()
+        assert len(threads()) == 1
+    await other.start()
+    await other.stop()
+
+
+def test_a_port_that_cannot_be_is_an_error_and_nothing_else() -> None:
+    with pytest.raises(OverflowError, match="port must be"):
+        ControlApiSimulator(port=70_000).start_sync()
+    assert not threads()
+
+
+@pytest.mark.parametrize("fault", [Hang(), SlowBody(interval=3600.0), Delay(3600.0), None], ids=str)
+@pytest.mark.parametrize("own_thread", [False, True])
+async def test_stop_ends_what_is_going_on(
+    http: aiohttp.ClientSession, fault: Fault | None, *, own_thread: bool
+) -> None:
+    before = asyncio.all_tasks()
+    api = ControlApiSimulator(own_thread=own_thread)
+    await api.start()
+    api.add_task(66)
+    await sent_rows(http, api, check(66))
+    if fault is None:
+        api.hold()
+    else:
+        api.fault(fault)
+    sending = asyncio.create_task(send(http, api, check(66)))
+    await api.wait_for_requests(2)
+    _, idle = await asyncio.open_connection("127.0.0.1", api.port)
+    await api.wait_until(lambda: api.counters.connections_open == 2)
+    await api.stop()
+    assert asyncio.all_tasks() - {sending} == before
+    assert (api.counters.in_flight, api.counters.connections_open) == (0, 0)
+    with pytest.raises((*NO_REPLY, aiohttp.ClientPayloadError)):
+        await sending
+    idle.close()
+    assert not threads()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_no_connection_outlives_stop_however_far_it_got(turns: int) -> None:
+    api = ControlApiSimulator(own_thread=False)
+    await api.start()
+    with socket.create_connection(("127.0.0.1", api.port), timeout=10.0) as client:
+        # The loop accepts it and wraps it step by step.
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await api.stop()
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+    assert api.counters.connections_open == 0
+
+
+def test_a_function_that_blocks_the_thread_does_not_hold_up_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ctrlapi_async.simulator._thread._PATIENCE", 0.0)
+    blocked, free = threading.Event(), threading.Event()
+    api = ControlApiSimulator()
+    api.start_sync()
+
+    def block(_: object) -> None:
+        blocked.set()
+        free.wait()
+
+    api.fault_when = block
+    with socket.create_connection(("127.0.0.1", api.port)) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        blocked.wait()
+        with pytest.raises(RuntimeError, match="blocks the simulator's thread"):
+            api.stop_sync()
+        (thread,) = threads()
+        free.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "ControlApiSimulator().start_sync()",
+        "asyncio.run(ControlApiSimulator().start())",
+        """api = ControlApiSimulator()
+api.start_sync()
+socket.create_connection(('127.0.0.1', api.port)).detach()""",
+        "ControlApiSimulator().start_sync(); sys.exit()",
+    ],
+)
+def test_a_simulator_that_nobody_stops_ends_with_the_program(program: str) -> None:
+    source = (
+        "import asyncio, socket, sys\n"
+        "from ctrlapi_async.simulator import ControlApiSimulator\n" + program
+    )
+    ended = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", source],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60.0,
+        check=True,
+    )
+    assert (ended.stdout, ended.stderr) == ("", "")
+
+
+def test_a_host_of_version_six_stands_in_brackets() -> None:
+    assert ControlApiSimulator(host="::1", port=80).url == "http://[::1]:80"
+
+
+async def test_it_serves_https(http: aiohttp.ClientSession) -> None:
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    async with ControlApiSimulator(ssl_context=server) as api:
+        api.add_task(66)
+        assert api.url == f"https://127.0.0.1:{api.port}"
+        api.fault(Drop(), number=2)
+        async with http.post(api.endpoint, json=check(66), ssl=client) as response:
+            assert response.status == 200
+        with pytest.raises(NO_REPLY):
+            await http.post(api.endpoint, json=check(66), ssl=client)

@@ -1,0 +1,111 @@
+"""Event loops on which waiting takes no time, and which start tasks at once."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import selectors
+import time
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+T = TypeVar("T")
+
+
+class JumpingSelector(selectors.DefaultSelector):
+    """Lets the clock jump to the next timer whenever nothing else is going to happen."""
+
+    GRACE: Final = 0.005
+    """Seconds without a sign from any socket after which all sockets count as idle."""
+
+    STUCK: Final = 3.0
+
+    def __init__(self, grace: float = GRACE) -> None:
+        super().__init__()
+        self.jumped = 0.0
+        self._grace = grace
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is not None and timeout <= self._grace:
+            return super().select(timeout)
+        if events := super().select(self._grace if timeout is not None else self.STUCK):
+            return events
+        if timeout is None:
+            raise RuntimeError("nothing is going to happen any more")
+        self.jumped += timeout - self._grace
+        return []
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """An event loop on which waiting takes no time: clients and servers in it share its clock."""
+
+    def __init__(self, grace: float = JumpingSelector.GRACE) -> None:
+        self._jumping = JumpingSelector(grace)
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return time.monotonic() + self._jumping.jumped
+
+    def skip(self, seconds: float) -> None:
+        """Let time pass while the loop is held up."""
+        self._jumping.jumped += seconds
+
+
+def skip(seconds: float) -> None:
+    """Let time pass on the running `JumpingLoop` while it is held up."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, JumpingLoop)
+    loop.skip(seconds)
+
+
+def run(
+    main: Coroutine[Any, Any, T],
+    make_loop: Callable[[], asyncio.AbstractEventLoop] = JumpingLoop,
+    *,
+    debug: bool = False,
+) -> T:
+    """Run a test's coroutine; it must leave no task behind, and no complaint of the loop."""
+    complaints: list[dict[str, Any]] = []
+
+    async def alone() -> T:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
+        result = await main
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return result
+
+    with asyncio.Runner(loop_factory=make_loop, debug=debug) as runner:
+        result = runner.run(alone())
+    if complaints:  # futures complain when they are collected
+        gc.collect()
+    assert not complaints
+    return result
+
+
+class EagerTask(asyncio.tasks._PyTask):  # type: ignore[name-defined,misc]
+    """A task that has taken its first step when it is returned, as `asyncio.eager_task_factory`."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], loop: Any, **more: Any) -> None:
+        super().__init__(work, loop=loop, **more)
+        first_step = loop._ready.pop()
+        parent = asyncio.current_task(loop)
+        if parent is not None:
+            asyncio.tasks._leave_task(loop, parent)
+        try:
+            first_step._run()
+        finally:
+            if parent is not None:
+                asyncio.tasks._enter_task(loop, parent)
+
+
+def eager(
+    loop: asyncio.AbstractEventLoop,
+    work: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
+    **more: Any,
+) -> asyncio.Task[Any]:
+    """Return a task that has taken its first step."""
+    assert isinstance(work, Coroutine)
+    make = EagerTask if loop.is_running() else asyncio.Task
+    return make(work, loop=loop, **more)  # type: ignore[no-any-return]

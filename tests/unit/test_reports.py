@@ -1,0 +1,369 @@
+"""Reports: mappings in the order asked for, as JSON and as pickles."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctrlapi_async._models import StopOutcome, StopResult, StopStats, TaskState, TaskStatus
+from ctrlapi_async._reports import StatusReport, StopReport, Verdict
+from tests.support.wire import any_json
+
+statuses = st.none() | st.sampled_from(TaskStatus) | st.just("Hibernating")
+errors = st.none() | st.text(max_size=5)
+outcomes = st.builds(
+    StopOutcome,
+    st.integers(0, 12),
+    st.just(2),
+    st.sampled_from(StopResult),
+    statuses,
+    errors,
+    st.none() | st.integers(1000, 1012),
+)
+numbers = st.integers(0, 1000)
+stats = st.builds(StopStats, numbers, numbers, numbers, st.floats(0, 1e6))
+reports = st.builds(StopReport.of, st.lists(outcomes, max_size=12), stats)
+
+details = st.dictionaries(st.text(max_size=3), any_json, max_size=2)
+current = st.builds(TaskState, st.integers(1000, 1012), statuses, errors, st.none(), details)
+states = st.builds(TaskState, st.integers(0, 12), statuses, errors, st.none() | current, details)
+status_reports = st.builds(StatusReport.of, st.lists(states, max_size=12))
+
+
+def outcome(task_id: int, result: StopResult = StopResult.STOP_SENT, **more: Any) -> StopOutcome:
+    return StopOutcome(task_id, 2, result, **more)
+
+
+# --- The mapping ----------------------------------------------------------------------------------
+
+
+@given(st.lists(outcomes))
+def test_the_last_outcome_of_a_task_wins_in_the_place_of_its_first(
+    given_outcomes: list[StopOutcome],
+) -> None:
+    expected = {each.task_id: each for each in given_outcomes}
+    report = StopReport.of(given_outcomes)
+    assert list(report.items()) == list(expected.items())
+    assert len(report) == len(expected)
+    assert all((task_id in report) is (task_id in expected) for task_id in range(14))
+
+
+@given(reports)
+def test_ids_and_counts_are_those_of_the_outcomes(report: StopReport) -> None:
+    assert list(report.counts) == list(StopResult)
+    for result in StopResult:
+        mine = [task_id for task_id, each in report.items() if each.result is result]
+        assert report.ids(result) == mine
+        assert report.counts[result] == len(mine)
+    assert report.ids(*StopResult) == list(report)
+    assert report.ids() == []
+    unanswered = {StopResult.NOT_SENT, StopResult.UNCONFIRMED, StopResult.STILL_RUNNING}
+    assert report.complete is not any(each.result in unanswered for each in report.values())
+
+
+def test_a_task_that_was_not_asked_for_is_a_key_error() -> None:
+    with pytest.raises(KeyError):
+        StopReport.of([outcome(1)])[2]
+    assert StopReport.of([outcome(1)]).get(2) is None
+    assert 2 not in StopReport.of([outcome(1)])
+
+
+def test_a_report_cannot_be_changed() -> None:
+    report = StopReport.of([outcome(1)])
+    with pytest.raises(TypeError):
+        report.counts[StopResult.STOP_SENT] = 5  # type: ignore[index]
+    with pytest.raises(TypeError):
+        report[1] = outcome(2)  # type: ignore[index]
+    with pytest.raises(AttributeError):
+        report.stats = StopStats()  # type: ignore[misc]
+
+
+@given(reports, reports)
+def test_equal_reports_have_the_same_outcomes_in_the_same_order(
+    a: StopReport, b: StopReport
+) -> None:
+    assert (a == b) is (list(a.items()) == list(b.items()))
+    assert a == StopReport.of(list(a.values()))
+    assert (StopReport.of(reversed(list(a.values()))) == a) is (len(a) < 2)
+
+
+@pytest.mark.parametrize("report", [StopReport.of([outcome(1)]), StatusReport.of([TaskState(1)])])
+def test_a_report_equals_no_dict_and_is_no_key(report: Any) -> None:
+    assert report != dict(report)
+    with pytest.raises(TypeError):
+        hash(report)
+
+
+def test_a_report_takes_over_the_dict_of_a_run() -> None:
+    verdict = Verdict(2, StopResult.STOP_SENT, TaskStatus.RUNNING, None, 1064)
+    verdicts = {64: verdict, 65: verdict}
+    report = StopReport.over(verdicts, StopStats(1, 1))
+    assert report._verdicts is verdicts
+    assert report[64] == StopOutcome(
+        64, 2, StopResult.STOP_SENT, TaskStatus.RUNNING, None, restarted_as=1064
+    )
+    assert report.stats == StopStats(1, 1)
+
+
+LINES: list[tuple[dict[StopResult, int], str]] = [
+    (
+        {StopResult.NOT_RUNNING: 25, StopResult.STOP_SENT: 40, StopResult.NOT_FOUND: 1},
+        "StopReport(66 tasks: 40 stop_sent, 25 not_running, 1 not_found)",
+    ),
+    ({StopResult.UNCONFIRMED: 1}, "StopReport(1 task: 1 unconfirmed)"),
+    ({}, "StopReport(0 tasks)"),
+]
+
+
+@pytest.mark.parametrize(("counts", "line"), LINES)
+def test_the_repr_fits_into_a_log_line(counts: dict[StopResult, int], line: str) -> None:
+    results = [result for result, count in counts.items() for _ in range(count)]
+    assert repr(StopReport.of(outcome(n, result) for n, result in enumerate(results))) == line
+
+
+# --- Merging --------------------------------------------------------------------------------------
+
+
+@given(reports, reports, reports)
+def test_merging_is_associative_and_the_later_report_wins(
+    a: StopReport, b: StopReport, c: StopReport
+) -> None:
+    assert list((a | b).items()) == list((dict(a) | dict(b)).items())
+    assert (a | b).stats == a.stats | b.stats
+    assert (a | b) | c == a | (b | c)
+    assert ((a | b) | c).stats == (a | (b | c)).stats
+    assert a | StopReport() == a == StopReport() | a
+
+
+def test_the_same_id_in_two_projects_does_not_merge() -> None:
+    elsewhere = StopReport.of([StopOutcome(1, 3, StopResult.STOP_SENT)])
+    with pytest.raises(ValueError, match="task 1 is in two projects: 2 and 3"):
+        StopReport.of([outcome(1)]) | elsewhere
+    assert len(StopReport.of([outcome(2)]) | elsewhere) == 2
+
+
+def test_only_reports_merge() -> None:
+    with pytest.raises(TypeError):
+        StopReport() | {}  # type: ignore[operator]
+
+
+# --- JSON and pickle ------------------------------------------------------------------------------
+
+
+@given(reports)
+def test_json_and_pickle_return_an_equal_report(report: StopReport) -> None:
+    assert report.complete in (True, False)  # the cached counts must not get in the way
+    for twin in (
+        StopReport.from_json(report.to_json()),
+        StopReport.from_json(report.to_json().encode()),
+        pickle.loads(pickle.dumps(report)),
+        copy.deepcopy(report),
+    ):
+        assert twin == report
+        assert twin.stats == report.stats
+        assert twin.counts == report.counts
+        kinds = [(type(each.status), type(each.result)) for each in report.values()]
+        assert [(type(each.status), type(each.result)) for each in twin.values()] == kinds
+
+
+@given(status_reports)
+def test_json_and_pickle_return_an_equal_status_report(report: StatusReport) -> None:
+    assert sum(report.counts.values()) == len(report)
+    for twin in (
+        StatusReport.from_json(report.to_json()),
+        StatusReport.from_json(report.to_json().encode()),
+        pickle.loads(pickle.dumps(report)),
+        copy.deepcopy(report),
+    ):
+        assert twin == report
+        assert list(twin) == list(report)
+        assert twin.counts == report.counts
+
+
+def test_the_json_of_a_stop_report_has_the_documented_words() -> None:
+    report = StopReport.of(
+        [
+            StopOutcome(64, 2, StopResult.STOP_SENT, TaskStatus.RUNNING, restarted_as=1064),
+            StopOutcome(68, 2, StopResult.UNAVAILABLE, error="Stopping task is unavailable"),
+        ],
+        StopStats(1, 1, 0, 0.5),
+    )
+    assert json.loads(report.to_json()) == {
+        "outcomes": [
+            {
+                "task_id": 64,
+                "project_id": 2,
+                "result": "stop_sent",
+                "status": "Running",
+                "error": None,
+                "restarted_as": 1064,
+            },
+            {
+                "task_id": 68,
+                "project_id": 2,
+                "result": "unavailable",
+                "status": None,
+                "error": "Stopping task is unavailable",
+                "restarted_as": None,
+            },
+        ],
+        "stats": {"status_calls": 1, "stop_calls": 1, "retries": 0, "elapsed": 0.5},
+    }
+
+
+def test_the_json_of_a_status_report_has_the_documented_words() -> None:
+    live = TaskState(1064, TaskStatus.RUNNING, details={"initial_task_id": 64})
+    report = StatusReport.of([TaskState(64, TaskStatus.STALLED, restarted_as=live)])
+    row = {"status": "Running", "error": None, "restarted_as": None}
+    assert json.loads(report.to_json()) == {
+        "states": [
+            {
+                "task_id": 64,
+                "status": "Stalled",
+                "error": None,
+                "restarted_as": {"task_id": 1064, **row, "details": {"initial_task_id": 64}},
+                "details": {},
+            }
+        ]
+    }
+
+
+def test_whole_seconds_are_a_number_of_seconds_too() -> None:
+    report = StopReport.from_json('{"outcomes": [], "stats": {"elapsed": 2}}')
+    assert report.stats == StopStats(elapsed=2.0)
+    assert type(report.stats.elapsed) is float
+
+
+ROW: dict[str, Any] = {"task_id": 66, "project_id": 2, "result": "stop_sent"}
+STATE: dict[str, Any] = {"task_id": 66, "status": "Running"}
+
+
+def document(**changes: Any) -> str:
+    return json.dumps({"outcomes": [ROW | changes], "stats": {}})
+
+
+def state_document(**changes: Any) -> str:
+    return json.dumps({"states": [STATE | changes]})
+
+
+def test_members_of_later_versions_are_ignored() -> None:
+    expected = StopReport.of([outcome(66)])
+    text = json.dumps({"outcomes": [ROW | {"new": 1}], "stats": {"new": 1}, "new": [1]})
+    assert StopReport.from_json(text) == expected
+    assert StatusReport.from_json(state_document(new=1)) == StatusReport.of(
+        [TaskState(66, "Running")]
+    )
+
+
+BAD_ANYWHERE: list[tuple[str | bytes, str]] = [
+    ("", ""),
+    ("{", ""),
+    (b"\xff", ""),
+    ("\ud800", ""),
+    ("[" * 100_000, ""),
+    ("[]", "expected dict"),
+    ("null", "expected dict"),
+    ('"report"', "expected dict"),
+    ("66", "expected dict"),
+]
+BAD_STOP_REPORTS: list[tuple[str | bytes, str]] = [
+    *BAD_ANYWHERE,
+    ("{}", "outcomes"),
+    ('{"outcomes": []}', "stats"),
+    ('{"outcomes": {}, "stats": {}}', "outcomes"),
+    ('{"outcomes": 5, "stats": {}}', "outcomes"),
+    ('{"outcomes": [5], "stats": {}}', "outcomes[0]"),
+    ('{"outcomes": [], "stats": []}', "stats"),
+    ('{"outcomes": [], "stats": {"retries": "1"}}', "stats.retries"),
+    ('{"outcomes": [], "stats": {"retries": 1.0}}', "stats.retries"),
+    ('{"outcomes": [], "stats": {"elapsed": "1"}}', "stats.elapsed"),
+    ('{"outcomes": [], "stats": {"elapsed": 1' + "0" * 400 + "}}", "elapsed"),
+    ('{"outcomes": [], "stats": {"elapsed": NaN}}', ""),
+    (document(task_id="66"), "outcomes[0].task_id"),
+    (document(task_id=True), "outcomes[0].task_id"),
+    (document(task_id=66.0), "outcomes[0].task_id"),
+    (document(task_id=None), "outcomes[0].task_id"),
+    (document(project_id="2"), "outcomes[0].project_id"),
+    (document(result="stopped"), "outcomes[0].result"),
+    (document(result=None), "outcomes[0].result"),
+    (document(status=5), "outcomes[0].status"),
+    (document(error=5), "outcomes[0].error"),
+    (document(restarted_as="1066"), "outcomes[0].restarted_as"),
+    (json.dumps({"outcomes": [ROW, ROW], "stats": {}}), "more than once"),
+]
+BAD_STATUS_REPORTS: list[tuple[str | bytes, str]] = [
+    *BAD_ANYWHERE,
+    ("{}", "states"),
+    ('{"states": {}}', "states"),
+    (state_document(task_id="66"), "states[0].task_id"),
+    (state_document(status=5), "states[0].status"),
+    (state_document(details=[]), "states[0].details"),
+    (state_document(restarted_as=5), "states[0].restarted_as"),
+    (json.dumps({"states": [STATE, STATE]}), "more than once"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "words"),
+    [
+        *((StopReport, *case) for case in BAD_STOP_REPORTS),
+        *((StatusReport, *case) for case in BAD_STATUS_REPORTS),
+    ],
+)
+def test_a_text_that_is_no_report_is_a_value_error_that_says_where(
+    kind: type[StopReport | StatusReport], text: str | bytes, words: str
+) -> None:
+    with pytest.raises(ValueError, match="not a report") as caught:
+        kind.from_json(text)
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("kind", [StopReport, StatusReport])
+@given(text=st.binary() | st.text() | any_json.map(json.dumps))
+def test_no_text_does_worse_than_a_value_error(
+    kind: type[StopReport | StatusReport], text: str | bytes
+) -> None:
+    with pytest.raises(ValueError, match="not a report"):
+        kind.from_json(text)
+
+
+# --- Status reports -------------------------------------------------------------------------------
+
+
+def test_a_status_report_is_a_mapping_in_order() -> None:
+    given_states = [
+        TaskState(9, TaskStatus.RUNNING),
+        TaskState(3, "Hibernating"),
+        TaskState(7, error="Task does not exist"),
+        TaskState(5, TaskStatus.RUNNING, details={"stream": {"name": "Новости"}}),
+    ]
+    report = StatusReport.of([TaskState(9, None, "replaced"), *given_states])
+    assert list(report.items()) == [(state.task_id, state) for state in given_states]
+    assert report[5] is given_states[3]
+    assert len(report) == 4
+    assert 4 not in report
+    with pytest.raises(KeyError):
+        report[4]
+    assert report.ids(TaskStatus.RUNNING) == [9, 5]
+    assert report.ids("Hibernating", None) == [3, 7]
+
+
+def test_a_status_report_counts_all_statuses_and_those_that_occur() -> None:
+    report = StatusReport.of(
+        [TaskState(1, TaskStatus.RUNNING), TaskState(2, "Hibernating"), TaskState(3)]
+    )
+    assert list(report.counts) == [*TaskStatus, "Hibernating", None]
+    assert report.counts[TaskStatus.RUNNING] == 1
+    assert report.counts[TaskStatus.STALLED] == 0
+    assert report.counts["Hibernating"] == report.counts[None] == 1
+    assert repr(report) == "StatusReport(3 tasks: 1 Running, 1 Hibernating, 1 error)"
+    assert repr(StatusReport()) == "StatusReport(0 tasks)"
+    with pytest.raises(TypeError):
+        report.counts[None] = 5  # type: ignore[index]
