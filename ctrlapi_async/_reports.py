@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@frozen(cache_hash=True)
-class Verdict:
-    """A task's outcome apart from its id; tasks with the same outcome share one object."""
+class Verdict(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
+    """A task's outcome apart from its id; tasks with the same outcome share one object.
+
+    `gc=False`: a dict of a million ids and verdicts is nothing that the garbage collector looks at.
+    """
 
     project_id: int
     result: StopResult

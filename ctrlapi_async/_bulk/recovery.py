@@ -197,15 +197,12 @@ class Recovery:
         ):
             self._halve(stop, lost)
         else:
-            pause = 0.0
-            if Trait.SLOW_DOWN in traits_of(lost):
-                # Right after the check it would be one request too many again.
-                pause = self._random() * self._policy.wait_bound(stop.attempt)
+            # Right after the check it would be one request too many for a server that wants fewer.
+            slow_down = Trait.SLOW_DOWN in traits_of(lost)
+            pause = self._random() * self._policy.wait_bound(stop.attempt) if slow_down else 0.0
             log_repeat(stop.kind.method, stop.size, lost, stop.attempt + 1, pause)
-            if pause:
-                self._schedule.back_off(stop, now + pause)
-            else:
-                self._schedule.queue(stop)
+            self._schedule.back_off(stop, now + pause)
+            self._schedule.wake(now)
 
     # --- pauses and endings -------------------------------------------------------------------
 
@@ -239,4 +236,7 @@ class Recovery:
         self.fatal_error = self.fatal_error or error
         if job.kind is JobKind.STOP and Trait.NOT_CARRIED_OUT not in traits_of(error):
             job.lost = job.lost or error
-        self._schedule.queue(job)  # settled with all that is left
+        if job.kind is JobKind.POLL_PENDING:
+            self._give_up(job, error)  # nobody knows whether they would have started
+        else:
+            self._schedule.queue(job)  # settled with all that is left
