@@ -16,7 +16,7 @@ from attrs import define, evolve, field
 from ctrlapi_async._models import TaskStatus, parse_status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from ctrlapi_async._errors import ReplyError
     from ctrlapi_async._protocol.replies import Row, Rows
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 NO_STATUS: Final = "its row has neither a status nor an error"
 
-_LIVENESS: Final = {TaskStatus.RUNNING: 2, TaskStatus.SCHEDULED: 1, TaskStatus.EXPLORE: 1}
+_LIVENESS: Final[Mapping[object, int]] = {
+    TaskStatus.RUNNING: 2,
+    TaskStatus.SCHEDULED: 1,
+    TaskStatus.EXPLORE: 1,
+}
 """How much a task is alive, by its status; 0 for all others."""
 
 

@@ -408,9 +408,7 @@ class Reconciler:
         self.note(lost)
         cause = text_of(lost)
         text = cause if text == cause else f"{cause}; {text}"
-        self._outcomes.settle_known(
-            project_id, task_ids, StopResult.UNCONFIRMED, text, self.seen
-        )
+        self._outcomes.settle_known(project_id, task_ids, StopResult.UNCONFIRMED, text, self.seen)
 
     def give_up(self, job: Job, project_id: int, task_ids: list[int], error: Exception) -> None:
         """Settle tasks of a job that got no answer."""
