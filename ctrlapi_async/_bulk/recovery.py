@@ -190,14 +190,13 @@ class Recovery:
             and self._may_be_spoiled(stop, lost)
         ):
             self._halve(stop, lost)
-        elif Trait.SLOW_DOWN in traits_of(lost):
-            # Right after the check it would be one request too many again.
-            self._schedule.back_off(
-                stop, now + self._random() * self._policy.wait_bound(stop.attempt)
-            )
         else:
-            log_repeat(stop.kind.method, stop.size, lost, stop.attempt + 1, 0.0)
-            self._schedule.queue(stop)
+            # Right after the check it would be one request too many for a server that wants fewer.
+            slow_down = Trait.SLOW_DOWN in traits_of(lost)
+            pause = self._random() * self._policy.wait_bound(stop.attempt) if slow_down else 0.0
+            log_repeat(stop.kind.method, stop.size, lost, stop.attempt + 1, pause)
+            self._schedule.back_off(stop, now + pause)
+            self._schedule.wake(now)
 
     # --- pauses and endings -------------------------------------------------------------------
 
@@ -231,4 +230,7 @@ class Recovery:
         self.fatal_error = self.fatal_error or error
         if job.kind is JobKind.STOP and Trait.NOT_CARRIED_OUT not in traits_of(error):
             job.lost = job.lost or error
-        self._schedule.queue(job)  # settled with all that is left
+        if job.kind is JobKind.POLL_PENDING:
+            self._give_up(job, error)  # nobody knows whether they would have started
+        else:
+            self._schedule.queue(job)  # settled with all that is left

@@ -6,6 +6,7 @@ next one will be, whether anything is unresolved.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ctrlapi_async._bulk.jobs import Job, JobKind, JobState, TaskQueue
@@ -105,7 +106,8 @@ class Schedule:
         urgent = next(portions)
         if urgent.jobs:
             return self._cut(urgent)
-        if (job := next(self.in_state(JobState.QUEUED), None)) is not None:
+        queued = (self.in_state(JobState.QUEUED, JobKind.STOP), self.in_state(JobState.QUEUED))
+        if (job := next(chain(*queued), None)) is not None:
             while job.size > limit:
                 del self.jobs[job]
                 job, other = job.halves()

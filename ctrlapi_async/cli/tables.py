@@ -28,7 +28,9 @@ GROUP_ROWS: Final = 24
 """Rows of groups at most; a server with more statuses than that gets a row for the rest."""
 NOTES: Final = 3
 """Different messages about tasks with the same outcome that are shown."""
-NOTE_LENGTH: Final = 200
+NOTE_LINES: Final = 12
+"""Lines below a table at most, the summary apart."""
+NOTE_LENGTH: Final = 160
 """Characters of a message that are shown."""
 _NUMBER: Final = re.compile("[0-9]+")
 WIDTH: Final = 120
@@ -136,6 +138,8 @@ class Layout:
                 )
                 rest = len(restarted) - NOTES
                 lines.append(f"restarted: {pairs}" + f" and {rest:,} more" * (rest > 0))
+        if len(lines) > NOTE_LINES:
+            lines[NOTE_LINES:] = ["and more messages; -o wide shows them"]
         return [Text(line) for line in lines] + [Text()] * bool(lines)
 
     def _message(self, outcomes: Sequence[StopOutcome]) -> str:

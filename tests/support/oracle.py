@@ -342,7 +342,8 @@ class Oracle:
             StopResult.UNAVAILABLE: any(one.stop is Fate.REFUSED for one in chain),
             StopResult.WOULD_STOP: self.dry_run and status == RUNNING,
             StopResult.NOT_SENT: unsent and excused,
-            StopResult.UNCONFIRMED: excused and stop in (Fate.LOST, Fate.IN_FLIGHT),
+            StopResult.UNCONFIRMED: (excused or own.absent or about.absent)
+            and stop in (Fate.LOST, Fate.IN_FLIGHT),
         }
         return {result for result, so in may.items() if so}
 
