@@ -42,12 +42,15 @@ class Server(Protocol):
 
     def arrive(self, now: float, size: float, key: int) -> bool:
         """Take in a request; False: refuse it."""
+        ...
 
     def next_done(self) -> float:
         """Return when the next request is done."""
+        ...
 
     def pop(self) -> int:
         """Return the key of the request that is done then."""
+        ...
 
 
 class _Done:
