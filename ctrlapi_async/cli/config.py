@@ -11,7 +11,7 @@ from rich.text import Text
 from ctrlapi_async.cli.options import NO_SERVER, NO_TASKS, ServerOptions, TaskOptions
 from ctrlapi_async.cli.settings import find_settings
 from ctrlapi_async.cli.streams import is_terminal, write
-from ctrlapi_async.cli.tables import add_row, new_table, printed
+from ctrlapi_async.cli.tables import Records, printed
 from ctrlapi_async.cli.text import visible, without_secrets
 
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ def config(*, more: TaskOptions = NO_TASKS, server: ServerOptions = NO_SERVER) -
 def _drawn(settings: Settings) -> RenderableType:
     profile = settings.profile
     state = "" if profile.file.exists() else " (not there)"
-    table = new_table("Setting", "Value", "From")
+    table = Records(("Setting", "Value", "From"))
     for name, setting in settings.found.items():
-        add_row(table, name, visible(_shown(name, setting.value)), visible(setting.origin))
+        table.add(name, visible(_shown(name, setting.value)), visible(setting.origin))
     parts: list[RenderableType] = [
         Text(f"Configuration file: {visible(profile.file)}{state}"),
         Text(f"Profile: {_profile_in_words(profile)}"),

@@ -26,6 +26,7 @@ _SPELLINGS: Final = (
     ("(`auth=(login, password)`)", "(--auth or CTRLAPI_AUTH)"),
     ("`ssl`", "--ca-file"),
     ("base_url", "--url"),
+    ("connect_timeout", "--connect-timeout"),
 )
 """What the library's errors call things, and what the command line does."""
 

@@ -316,6 +316,12 @@ async def test_a_port_that_is_taken_is_an_error_and_nothing_else(*, own_thread: 
     await other.stop()
 
 
+def test_a_port_that_cannot_be_is_an_error_and_nothing_else() -> None:
+    with pytest.raises(OverflowError, match="port must be"):
+        ControlApiSimulator(port=70_000).start_sync()
+    assert not threads()
+
+
 @pytest.mark.parametrize("fault", [Hang(), SlowBody(interval=3600.0), Delay(3600.0), None], ids=str)
 @pytest.mark.parametrize("own_thread", [False, True])
 async def test_stop_ends_what_is_going_on(

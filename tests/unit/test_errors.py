@@ -235,9 +235,9 @@ def test_traits_of_an_http_status(status: int, traits: Trait) -> None:
 
 
 BY_KIND: list[tuple[Exception, Trait]] = [
-    (RequestError("cut"), P),
+    (RequestError("cut"), P | T),
     (RequestError("refused", sent=False), P | N),
-    (RequestTimeoutError("no answer"), P),
+    (RequestTimeoutError("no answer"), P | T),
     (RequestTimeoutError("no connection", sent=False), P | N),
     (DeadlineError("too late"), Trait(0)),
     (DeadlineError("too late", sent=False), N),
