@@ -20,17 +20,14 @@ _LEAST_GAIN: Final = 1.25
 """The ratio of rates from which twice the slots pay."""
 _LINE: Final = 1.5
 """The ratio of times from which the requests sent later in a round have waited in a line."""
-_LINE_REST: Final = 64
-_FIRST_REST: Final = 4
+_LINE_REST, _FIRST_REST = 64, 4
 """Rounds without a try, after a line and after the first try that did not pay."""
 
 _WANTS_LESS: Final = Trait.SLOW_DOWN | Trait.NO_ANSWER
 
 
 class AdaptiveConcurrency(FixedConcurrency):
-    """From some slots towards more.
-
-    With no more slots than at the start, it does as `FixedConcurrency`.
+    """From some slots towards more; with no more than at the start, as `FixedConcurrency`.
 
     Args:
         start: The slots to start with.
