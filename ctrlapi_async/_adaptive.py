@@ -50,7 +50,9 @@ class AdaptiveConcurrency(FixedConcurrency):
         if request.traits is None:
             super().finished(request)
             self._measure(request)
-        elif self.slots > self._start and _wants_less(request.traits):
+        elif self.slots > self._start and (
+            Trait.SLOW_DOWN in request.traits or not request.answered
+        ):
             if request.sent_at >= self._slowed_at:
                 self._slowed_at = request.now
                 self.slots = self._cap = max(self._start, self.slots // 2)
@@ -107,12 +109,6 @@ class AdaptiveConcurrency(FixedConcurrency):
         elif self._start <= self.slots < self._cap:
             self._try_from = self.slots, rate
             self.slots = min(self._cap, self.slots * 2)
-
-
-def _wants_less(traits: Trait) -> bool:
-    """Return whether the server asked for less, or did not answer."""
-    no_answer = Trait.PASSING in traits and Trait.TASK_MAY_CAUSE not in traits
-    return no_answer or Trait.SLOW_DOWN in traits
 
 
 def _is_line(times: list[float]) -> bool:

@@ -20,6 +20,7 @@ class Finished(NamedTuple):
         traits: What its error means; None after a good reply.
         all_in_use: Whether all slots were in use at some time since it was sent.
         alone: Whether no other request is in flight.
+        answered: Whether the server answered at all.
     """
 
     sent_at: float
@@ -28,6 +29,7 @@ class Finished(NamedTuple):
     traits: Trait | None
     all_in_use: bool
     alone: bool
+    answered: bool = True
 
 
 class FixedConcurrency:

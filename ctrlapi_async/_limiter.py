@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ctrlapi_async._adaptive import AdaptiveConcurrency
 from ctrlapi_async._concurrency import Finished, FixedConcurrency
-from ctrlapi_async._errors import CtrlApiError, HttpError, Trait, traits_of
+from ctrlapi_async._errors import CtrlApiError, HttpError, RequestError, Trait, traits_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -218,7 +218,8 @@ class ConcurrencyLimiter:
         # Slots that became free since, by replies of the same moment, say nothing.
         all_in_use = self._all_in_use_at >= sent_at
         alone = self._taken <= 1
-        self._strategy.finished(Finished(sent_at, now, size, traits, all_in_use, alone))
+        answered = not isinstance(error, RequestError)
+        self._strategy.finished(Finished(sent_at, now, size, traits, all_in_use, alone, answered))
         if traits is None:
             self._backoff.succeeded()
             self._ceiling.succeeded(size)

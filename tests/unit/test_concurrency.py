@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ctrlapi_async._errors import Trait
 
 BUSY = traits_of(HttpError("busy", 503))
-NO_ANSWER = traits_of(RequestError("no answer"))
+NO_ANSWER = traits_of(RequestError("no answer", sent=False))
 BROKEN = traits_of(HttpError("broken", 500))
 
 
@@ -29,7 +29,8 @@ def good(sent_at: float, now: float, *, full: bool = True, alone: bool = False) 
 
 
 def failed(sent_at: float, now: float, traits: Trait) -> Finished:
-    return Finished(sent_at, now, 100, traits, all_in_use=True, alone=False)
+    answered = traits is not NO_ANSWER
+    return Finished(sent_at, now, 100, traits, all_in_use=True, alone=False, answered=answered)
 
 
 # --- fixed ----------------------------------------------------------------------------------------
