@@ -1,0 +1,653 @@
+"""Ids from async sources: read as the run goes, no faster, and never held whole."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import json
+import tracemalloc
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctrlapi_async import (
+    AuthError,
+    Batching,
+    ControlSession,
+    ProjectNotFoundError,
+    RequestError,
+    RetryPolicy,
+    StopIncompleteError,
+    StopOutcome,
+    StopResult,
+)
+from ctrlapi_async.simulator import STATUSES, Body, ControlApiSimulator, Drop, HttpStatus
+from tests.support.clock import JumpingLoop, run
+from tests.support.oracle import Oracle
+from tests.support.simulated import (
+    STATUS,
+    STOP,
+    AT_ONCE,
+    arriving,
+    asked,
+    disconnected,
+    ended,
+    moments,
+    open_session,
+    simulated,
+    simulator,
+)
+from tests.support.witness import Witness
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+    from ctrlapi_async.simulator import Fault
+
+SENT = StopResult.STOP_SENT
+CHUNK = 10
+AT_A_TIME = 2
+BOUND = 5 * CHUNK * AT_A_TIME
+"""Tasks that a run may hold at a time: in flight, waiting for a request, waiting to be taken."""
+A_WHILE = 30.0
+"""Seconds of a clock that jumps: whatever can happen has happened after them."""
+
+
+class Source:
+    """Yields ids; counts those that were read, and tells how it was left."""
+
+    def __init__(
+        self, ids: Iterable[Any], before: Callable[[int], Awaitable[object]] | None = None
+    ) -> None:
+        self.read = 0
+        self.closed = 0
+        self.cancelled = False
+        self._ids = ids
+        self._before = before
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        try:
+            for number in self._ids:
+                if self._before is not None:
+                    await self._before(self.read)
+                self.read += 1
+                yield number
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        finally:
+            self.closed += 1
+
+
+async def stall(_: int) -> NoReturn:
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError
+
+
+def stall_at(place: int) -> Callable[[int], Awaitable[object]]:
+    async def before(read: int) -> None:
+        if read == place:
+            await stall(read)
+
+    return before
+
+
+async def turn(_: int) -> None:
+    await asyncio.sleep(0)
+
+
+async def trickle(read: int) -> None:
+    """Some ids a second: never enough for a chunk before they are sent."""
+    if read % (CHUNK - 1) == 0:
+        await asyncio.sleep(1)
+
+
+def open_small(api: ControlApiSimulator, **more: Any) -> ControlSession:
+    return open_session(api, CHUNK, AT_A_TIME, **more)
+
+
+# --- reading as it goes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("per_second", "latency"), [(5, 0.3), (50, 0.1), (5, 1.0), (1000, 0.05)])
+@simulated()
+async def test_a_stop_leaves_50_ms_after_its_first_task_is_known_to_run(
+    api: ControlApiSimulator, per_second: float, latency: float
+) -> None:
+    """Whatever else is in flight: a steady source once kept the first stop for 100 seconds."""
+    api.add_tasks(range(200))
+    api.latency = latency
+    stops = moments(api, STOP)
+    async with open_session(api) as session:
+        report = await session.stop_running(2, arriving(range(200), 1 / per_second))
+    assert report.ids(SENT) == list(range(200))
+    # The first id's check leaves after 50 ms, and its stop 50 ms after the answer.
+    assert stops[0] <= 1 / per_second + 0.05 + latency + 0.05 + 0.03
+    assert len(stops) > 3 or per_second == 1000
+
+
+@pytest.mark.parametrize("status", ["Running", "Completed"])
+@pytest.mark.parametrize("before", [None, turn, trickle])
+@pytest.mark.parametrize("collect", [False, True])
+@simulated()
+async def test_a_slow_consumer_holds_the_reading_back(
+    api: ControlApiSimulator,
+    status: str,
+    before: Callable[[int], Awaitable[object]] | None,
+    *,
+    collect: bool,
+) -> None:
+    source = Source(itertools.count(), before)
+    api.add_tasks(range(1000), status)
+    async with (
+        open_small(api) as session,
+        session.stopping(2, source, collect=collect) as stopping,
+    ):
+        await asyncio.sleep(A_WHILE)
+        assert 0 < source.read <= BOUND
+        for taken in (BOUND, 2 * BOUND):
+            for _ in range(BOUND):
+                await anext(stopping)
+            await asyncio.sleep(A_WHILE)
+            assert taken < source.read <= taken + BOUND, "it goes on as they are taken"
+
+
+@pytest.mark.parametrize("fault", [HttpStatus(500, headers={"Retry-After": "50"}), HttpStatus(425)])
+@simulated()
+async def test_a_server_in_trouble_holds_the_reading_back(
+    api: ControlApiSimulator, fault: Fault
+) -> None:
+    source = Source(itertools.count())
+    retry = RetryPolicy(attempts=1000, wait_initial=1e9, wait_max=1e9, timeout=None)
+    api.fault(fault)
+    async with (
+        open_small(api, retry=retry) as session,
+        session.stopping(2, source, collect=False),
+    ):
+        await asyncio.sleep(A_WHILE)
+        assert 0 < source.read <= BOUND
+
+
+@simulated()
+async def test_who_only_waits_for_the_end_holds_nothing_back(api: ControlApiSimulator) -> None:
+    source = Source(range(1000))
+    api.add_tasks(range(1050))
+    async with open_small(api) as session:
+        report = await session.stop_running(2, source)
+        assert list(report) == list(range(1000)) == report.ids(SENT)
+        assert source.closed == 1
+        states = await session.task_status(2, Source(range(1000, 1050)))
+        assert states.ids("Running") == list(range(1000, 1050))
+
+
+@simulated()
+async def test_full_chunks_leave_at_once_and_others_after_a_while(
+    api: ControlApiSimulator,
+) -> None:
+    async def before(read: int) -> None:
+        if read in (CHUNK, 2 * CHUNK, 2 * CHUNK + 3):
+            await api.wait_for_requests(-(-read // CHUNK), STOP)
+
+    api.add_tasks(range(25))
+    async with open_small(api) as session:
+        report = await session.stop_running(2, Source(range(25), before))
+    assert report.counts[SENT] == 25
+    assert [len(ids) for ids in asked(api, STATUS)] == [CHUNK, CHUNK, 3, 2]
+
+
+@simulated()
+async def test_ids_that_come_within_50_ms_go_together(api: ControlApiSimulator) -> None:
+    api.add_tasks(range(12))
+    async with open_small(api) as session:
+        await session.stop_running(2, arriving(range(12), 0.01))
+    assert [len(ids) for ids in asked(api, STATUS)][0] in (4, 5, 6)
+    assert len(asked(api, STATUS)) <= 4
+
+
+@pytest.mark.parametrize("chunk", [1, CHUNK, 10**6])
+@simulated()
+async def test_a_source_that_never_awaits_lets_others_have_their_turn(
+    api: ControlApiSimulator, chunk: int
+) -> None:
+    source = Source(range(500_000))
+    api.add_project(2)
+    steps: list[int] = []
+
+    async def watch() -> None:
+        while True:
+            before = source.read
+            await asyncio.sleep(0)
+            steps.append(source.read - before)
+
+    watcher = asyncio.create_task(watch())
+    async with open_session(api, chunk) as session:
+        async with session.stopping(2, source, collect=False):
+            await asyncio.sleep(0.1)
+    watcher.cancel()
+    await asyncio.wait([watcher])
+    assert 0 < max(steps) <= 10_000
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+@simulated()
+async def test_a_run_that_does_not_collect_keeps_a_window_only(api: ControlApiSimulator) -> None:
+    statuses = itertools.cycle(STATUSES)
+    for task_id in range(2000):
+        api.add_task(task_id, next(statuses))
+    seen: Counter[int] = Counter()
+    results: Counter[StopResult] = Counter()
+    async with open_small(api) as session:
+        async with session.stopping(2, Source(range(2000)), collect=False) as stopping:
+            async for outcome in stopping:
+                seen[outcome.task_id] += 1
+                results[outcome.result] += 1
+                assert len(stopping.report) <= BOUND
+        assert not stopping.report
+        assert stopping.counts == dict.fromkeys(StopResult, 0) | results
+    assert seen == dict.fromkeys(range(2000), 1)
+
+
+def usual_row(method: str, task_id: int) -> dict[str, Any]:
+    if method == STOP:
+        return {"task_id": task_id, "status": "Stop request was sent"}
+    return {"task_id": task_id, "status": ("Running", "Completed")[task_id % 2]}
+
+
+def talkative_row(method: str, task_id: int) -> dict[str, Any]:
+    """Return a row with a text of its own for almost every task."""
+    text = f"of task {task_id} there is much to say: " + "and so on, " * 20
+    if method == STOP:
+        return {"task_id": task_id, "error": f"Stopping task is unavailable: {text}"}
+    return {"task_id": task_id, **({}, {"status": text}, {"status": "Running"})[task_id % 3]}
+
+
+@pytest.mark.parametrize(
+    ("row", "listening", "trouble"),
+    [(usual_row, True, False), (usual_row, False, True), (talkative_row, True, True)],
+)
+def test_memory_does_not_grow_with_the_stream(
+    row: Callable[[str, int], dict[str, Any]],
+    *,
+    listening: bool,
+    trouble: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("CRITICAL", "ctrlapi_async")  # pytest keeps whatever is logged
+    sent = itertools.count()
+
+    async def post(body: bytes, **_: object) -> bytes:
+        """Answer as a server would, without a socket."""
+        await asyncio.sleep(0)
+        number = next(sent)
+        if number % 80 == 0:
+            gc.collect()  # errors make cycles, and when these go is Python's business
+        if trouble and number % 7 == 0:
+            raise RequestError("dropped", sent=False)
+        [call] = json.loads(body)["methods"]
+        ids = call["params"]["task_ids"]
+        rows = [row(call["method"], n) for n in (ids if isinstance(ids, list) else [ids])]
+        entry = {"method": call["method"], "id": call["id"], "result": rows}
+        return json.dumps({"reply": [entry]}).encode()
+
+    async def peak(session: ControlSession, count: int) -> int:
+        source = Source(range(10**6, 10**6 + count))
+        async with session.stopping(2, source, collect=False) as stopping:
+            gc.collect()
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            with suppress(StopIncompleteError):
+                if not listening:
+                    await stopping.wait()
+                else:
+                    async for _ in stopping:
+                        pass
+            assert sum(stopping.counts.values()) == count
+            return tracemalloc.get_traced_memory()[1] - before
+
+    async def main() -> None:
+        retry = RetryPolicy(attempts=1000, wait_initial=0.001, wait_max=0.001)
+        async with ControlSession(
+            "http://host", 1, batching=Batching(50, AT_A_TIME), retry=retry
+        ) as session:
+            session._transport.post = post  # type: ignore[method-assign]
+            await peak(session, 1_000)  # whatever is kept for good is there after it
+            few, many = await peak(session, 3_000), await peak(session, 13_000)
+            # 10,000 ids and verdicts would be a megabyte, and as many texts five of them.
+            assert many < few + 300_000
+
+    tracemalloc.start()
+    try:
+        run(main(), lambda: JumpingLoop(0.0))
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("collect", [False, True])
+@simulated()
+async def test_duplicates_count_once(api: ControlApiSimulator, *, collect: bool) -> None:
+    api.add_tasks(range(100))
+    ids = [n for n in range(100) for _ in range(2)]
+    if collect:
+        ids += range(100)  # a run with a report knows them for ever
+    async with open_small(api) as session:
+        async with session.stopping(2, Source(ids), collect=collect) as stopping:
+            seen = [outcome.task_id async for outcome in stopping]
+            assert sum(stopping.counts.values()) == 100
+    assert sorted(seen) == list(range(100))
+    assert {task.stop_requests for task in api.tasks.values()} == {1}
+
+
+# --- endings --------------------------------------------------------------------------------------
+
+
+class Trouble(Exception):  # noqa: N818 - some error of the caller's
+    pass
+
+
+def with_error(ids: Iterable[int], error: BaseException) -> Iterable[int]:
+    yield from ids
+    raise error
+
+
+@simulated()
+async def test_an_endless_source_may_be_left(api: ControlApiSimulator) -> None:
+    source = Source(itertools.count())
+    api.add_tasks(range(1000))
+    async with open_small(api) as session:
+        async with session.stopping(2, source) as stopping:
+            async for outcome in stopping:
+                if outcome.task_id >= 50:
+                    break
+        assert source.closed == 1
+        known = stopping.report
+        read, requests = source.read, api.counters.requests
+        await asyncio.sleep(A_WHILE)
+        assert source.read == read
+        assert api.counters.requests <= requests + AT_A_TIME
+        assert list(known) == list(range(read))
+        assert stopping.report == known
+
+
+@pytest.mark.parametrize("count", [0, 1, CHUNK, 3 * CHUNK + 4])
+@pytest.mark.parametrize("before", [None, turn, trickle])
+@pytest.mark.parametrize("error", [Trouble("no more"), asyncio.CancelledError()], ids=repr)
+@simulated()
+async def test_a_source_that_raises(
+    api: ControlApiSimulator,
+    count: int,
+    before: Callable[[int], Awaitable[object]] | None,
+    error: BaseException,
+) -> None:
+    """What was read is finished, and its error joins the others; a cancellation is no end."""
+    api.add_project(2)
+    api.add_tasks(range(count))
+    source = Source(with_error(range(count), error), before)
+    seen: list[int] = []
+    async with open_small(api) as session:
+        async with session.stopping(2, source, collect=False) as stopping:
+            with pytest.raises(StopIncompleteError) as caught:
+                async for outcome in stopping:
+                    seen.append(outcome.task_id)  # noqa: PERF401 - what came before counts
+        [cause] = caught.value.exceptions
+        assert cause is error or "cancelled" in str(cause)
+        assert sorted(seen) == list(range(count))
+        report, other = await ended(
+            session.stop_running(2, Source(with_error(range(count), error), before))
+        )
+    assert other is not None
+    assert list(report) == list(range(count))
+    assert source.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [("7", TypeError), (True, TypeError), (None, TypeError), (-1, ValueError), (2**63, ValueError)],
+)
+@simulated()
+async def test_a_bad_id_that_comes_up(
+    api: ControlApiSimulator, bad: Any, kind: type[Exception]
+) -> None:
+    source = Source([*range(25), bad, 99])
+    api.add_tasks(range(100))
+    async with open_small(api) as session:
+        report, error = await ended(session.stop_running(2, source))
+    assert error is not None
+    assert [type(cause) for cause in error.exceptions] == [kind]
+    assert report.ids(SENT) == list(range(25))
+    assert source.closed == 1
+    assert 99 not in {n for record in api.log for n in record.ids}
+
+
+class BadIterable:
+    def __aiter__(self) -> AsyncIterator[int]:
+        raise Trouble
+
+
+class Unclosable:
+    """A source whose cleaning up fails."""
+
+    def __init__(self) -> None:
+        self._ids = iter([1, 2, "3"])
+
+    def __aiter__(self) -> Unclosable:
+        return self
+
+    async def __anext__(self) -> Any:
+        return next(self._ids)
+
+    async def aclose(self) -> None:
+        raise Trouble
+
+
+@pytest.mark.parametrize(("make", "ids"), [(BadIterable, []), (Unclosable, [1, 2])])
+@simulated()
+async def test_a_source_that_cannot_be_opened_or_closed(
+    api: ControlApiSimulator, make: Callable[[], Any], ids: list[int]
+) -> None:
+    api.add_tasks([1, 2])
+    async with open_small(api) as session:
+        report, error = await ended(session.stop_running(2, make()))
+    assert report.ids(SENT) == ids
+    assert error is not None
+    assert any(isinstance(cause, Trouble) for cause in error.exceptions)
+
+
+@pytest.mark.parametrize("place", [0, 5, CHUNK, 25])
+@simulated()
+async def test_cancelling_while_the_source_awaits(api: ControlApiSimulator, place: int) -> None:
+    source = Source(itertools.count(), stall_at(place))
+    api.add_tasks(range(100))
+    async with open_small(api) as session:
+        stopping = session.stopping(2, source)
+
+        async def wait() -> None:
+            async with stopping:
+                await stopping.wait()
+
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(A_WHILE)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert source.cancelled
+        assert source.closed == 1
+        assert stopping.report.ids(SENT) == list(range(place))
+
+
+@pytest.mark.parametrize("before", [stall_at(CHUNK), trickle, turn, None])
+@pytest.mark.parametrize("collect", [False, True])
+@simulated()
+async def test_the_deadline_ends_an_endless_source(
+    api: ControlApiSimulator,
+    before: Callable[[int], Awaitable[object]] | None,
+    *,
+    collect: bool,
+) -> None:
+    source = Source(itertools.count(), before)
+    api.add_tasks(range(5000))
+    api.latency = 1.0
+    seen: list[StopOutcome] = []
+    async with open_small(api) as session:
+        stopping = session.stopping(2, source, timeout=12.5, collect=collect)
+        with pytest.raises(StopIncompleteError) as caught:
+            async with stopping:
+                async for outcome in stopping:
+                    seen.append(outcome)  # noqa: PERF401 - what came before counts
+        # The source was not read to its end, even if all that was read has its answer.
+        assert [isinstance(error, TimeoutError) for error in caught.value.exceptions] == [True]
+        assert sorted(outcome.task_id for outcome in seen) == list(range(source.read))
+        assert {outcome.result for outcome in seen[: CHUNK - 1]} == {SENT}
+        assert source.closed == 1
+        if collect:
+            assert dict(caught.value.report) == {one.task_id: one for one in seen}
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (HttpStatus(403), AuthError),
+        (Body('{"reply": [{"error": "project 2 does not exist"}]}'), ProjectNotFoundError),
+    ],
+    ids=["forbidden", "no such project"],
+)
+@pytest.mark.parametrize("before", [None, trickle, stall_at(3 * CHUNK)])
+@simulated()
+async def test_what_ends_a_run_ends_an_endless_source(
+    api: ControlApiSimulator,
+    fault: Fault,
+    kind: type[Exception],
+    before: Callable[[int], Awaitable[object]] | None,
+) -> None:
+    source = Source(itertools.count(), before)
+    api.add_tasks(range(1000))
+    api.fault(fault, method=STATUS, number=2, every=True)
+    async with open_small(api) as session:
+        report, error = await ended(session.stop_running(2, source))
+    assert error is not None
+    assert [type(cause) for cause in error.exceptions] == [kind]
+    assert list(report) == list(range(source.read))
+    assert source.read <= 2 * BOUND
+    assert source.closed == 1
+
+
+@simulated()
+async def test_the_source_has_a_second_to_clean_up(api: ControlApiSimulator) -> None:
+    clean = False
+
+    async def ids() -> AsyncIterator[int]:
+        nonlocal clean
+        try:
+            for n in range(2 * CHUNK):
+                yield n
+            await stall(0)
+        finally:
+            await asyncio.sleep(0.9)
+            clean = True
+
+    api.fault(HttpStatus(403), method=STATUS, number=1)
+    async with open_small(api) as session:
+        _, error = await ended(session.stop_running(2, ids()))
+    assert error is not None
+    assert clean
+
+
+@simulated()
+async def test_what_is_given_up_is_told_while_the_source_is_idle(api: ControlApiSimulator) -> None:
+    told = asyncio.Event()
+
+    async def before(read: int) -> None:
+        if read == CHUNK:
+            await told.wait()
+
+    api.add_tasks(range(2 * CHUNK))
+    for number in range(1, AT_ONCE.attempts + 1):
+        api.fault(Drop(), method=STATUS, number=number)
+    seen: list[StopResult] = []
+    async with open_small(api) as session:
+        async with session.stopping(2, Source(range(2 * CHUNK), before)) as stopping:
+            with suppress(StopIncompleteError):
+                async for outcome in stopping:
+                    seen.append(outcome.result)
+                    if len(seen) == CHUNK:
+                        told.set()
+    assert seen == [StopResult.NOT_SENT] * CHUNK + [SENT] * CHUNK
+
+
+@simulated()
+async def test_a_session_that_closes_ends_the_source(api: ControlApiSimulator) -> None:
+    source = Source(itertools.count(), stall_at(CHUNK))
+    api.add_tasks(range(100))
+    async with open_small(api) as session:
+        task = asyncio.create_task(ended(session.stop_running(2, source)))
+        await asyncio.sleep(A_WHILE)
+    report, error = await task
+    assert error is not None
+    assert [type(cause) for cause in error.exceptions] == [RequestError]
+    assert report.ids(SENT) == list(range(CHUNK))
+    assert source.closed == 1
+
+
+# --- any stream, any faults -----------------------------------------------------------------------
+
+FAULTS = [HttpStatus(503), HttpStatus(500, effect=True), Drop(), Drop(effect=True), Body("{")]
+
+
+@given(
+    ids=st.lists(st.integers(0, 40), max_size=60),
+    pauses=st.lists(st.sampled_from([0, 0, 0, 0.01, 0.1]), min_size=1, max_size=7),
+    consumer=st.sampled_from([0, 0, 0.03]),
+    statuses=st.lists(st.sampled_from((*STATUSES, "Running")), min_size=1, max_size=11),
+    faults=st.dictionaries(st.integers(1, 15), st.sampled_from(FAULTS), max_size=3),
+    chunk=st.integers(1, 9),
+    at_once=st.integers(1, 3),
+    raises=st.booleans(),
+)
+def test_every_id_that_is_read_has_its_outcome(
+    *,
+    ids: list[int],
+    pauses: list[float],
+    consumer: float,
+    statuses: list[str],
+    faults: dict[int, Fault],
+    chunk: int,
+    at_once: int,
+    raises: bool,
+) -> None:
+    async def main() -> None:
+        async def before(read: int) -> None:
+            if pause := pauses[read % len(pauses)]:
+                await asyncio.sleep(pause)
+
+        api = simulator()
+        api.add_project(2)
+        for task_id in range(41):
+            api.add_task(task_id, statuses[task_id % len(statuses)])
+        oracle = Oracle(attempts=4)
+        oracle.ask(2, ids)
+        witness = Witness(api, lambda record: faults.get(record.number), oracle)
+        source = Source(with_error(ids, Trouble()) if raises else ids, before)
+        seen: list[int] = []
+        error: StopIncompleteError | None = None
+        async with api:
+            async with open_session(api, chunk, at_once) as session:
+                stopping = session.stopping(2, source)
+                try:
+                    async with stopping:
+                        async for outcome in stopping:
+                            seen.append(outcome.task_id)
+                            await asyncio.sleep(consumer)
+                except StopIncompleteError as caught:
+                    error = caught
+            await disconnected(api)
+        assert [type(cause) for cause in (error.exceptions if error else ())] == [Trouble] * raises
+        assert Counter(seen) == dict.fromkeys(ids, 1)
+        witness.check(ids, stopping.report, error, other=raises)
+
+    run(main())
