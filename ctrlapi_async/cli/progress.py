@@ -98,18 +98,21 @@ async def shown_progress(
         # What comes on the same terminal next says it all.
         transient=process.out.is_terminal,
     )
-    with live:
 
-        async def keep_showing() -> None:
-            while True:
-                live.update(look(), refresh=True)
-                await asyncio.sleep(INTERVAL)
-
-        ticker = asyncio.create_task(keep_showing())
-        process.console = console
-        try:
-            yield
-        finally:
-            process.console = None
-            ticker.cancel()
+    async def keep_showing() -> None:
+        while True:
             live.update(look(), refresh=True)
+            await asyncio.sleep(INTERVAL)
+
+    live.start()
+    ticker = asyncio.create_task(keep_showing())
+    process.console = console
+    try:
+        yield
+    finally:
+        process.console = None
+        ticker.cancel()
+        live.update(look(), refresh=True)
+        live.stop()
+        if process.out.is_terminal:  # the same one: it must be free before the report comes
+            await process.err.drain()
