@@ -341,7 +341,7 @@ class RetryPolicy:
         ValueError: A value is out of range.
     """
 
-    attempts: int = field(default=12, validator=_checked_by(_expect_count))
+    attempts: int = field(default=16, validator=_checked_by(_expect_count))
     wait_initial: float = field(default=0.5, validator=_checked_by(expect_seconds))
     wait_max: float = field(default=15.0, validator=_checked_by(expect_seconds))
     timeout: float | None = field(

@@ -99,6 +99,10 @@ class Job:
         """Return a queued job for some of the calls, with the same history."""
         return evolve(self, calls=calls, state=JobState.QUEUED, companion=None, doubtful=False)
 
+    def renewed(self, calls: list[TaskCall]) -> Job:
+        """Return a queued job for some of the calls, without history: it was answered."""
+        return evolve(self.part(calls), attempt=0, first_fault_at=None)
+
     def halves(self) -> tuple[Job, Job]:
         """Return two jobs with half of the tasks each; there must be two or more."""
         room = self.size // 2

@@ -97,7 +97,7 @@ class Recovery:
         elif action is Action.SPLIT_PROJECTS:
             middle = len(job.calls) // 2
             for calls in (job.calls[:middle], job.calls[middle:]):
-                self._schedule.queue(job.part(calls))
+                self._schedule.queue(job.renewed(calls))
         elif action is Action.END_PROJECT:
             self._end_project(job, error)
         elif action is Action.END_RUN:
@@ -138,6 +138,13 @@ class Recovery:
         )
         return job.attempt > 1 and (alone or (often and not job.singled_out))
 
+    def _attempts(self, job: Job, error: CtrlApiError) -> int:
+        """Return how often a job is sent at most."""
+        spoiled = job.singled_out and job.size == 1 and self._others_succeed(job)
+        if spoiled and Trait.SLOW_DOWN not in traits_of(error):
+            return min(self._policy.attempts, SINGLED_OUT_ATTEMPTS)
+        return self._policy.attempts
+
     def _halve(self, job: Job, error: CtrlApiError) -> None:
         may_be_spoiled = Trait.TASK_MAY_CAUSE in traits_of(error)
         for half in job.halves():
@@ -149,16 +156,17 @@ class Recovery:
 
     def _repeat(self, job: Job, error: CtrlApiError, now: float) -> None:
         """Send a job again after a pause, if the policy and the server's wish allow it."""
-        attempts = self._policy.attempts
-        if job.singled_out and job.size == 1 and self._others_succeed(job):
-            attempts = min(attempts, SINGLED_OUT_ATTEMPTS)
         pause = self._pause(job.attempt, error)
         if (refusal := self._impossible_wait(job, error, now)) is not None:
             self._end_run(job, refusal)
-        elif job.attempt < attempts and now + pause <= self._last_moment(job, now):
+        elif job.attempt < self._attempts(job, error) and now + pause <= self._last_moment(
+            job, now
+        ):
             log_repeat(job.kind.method, job.size, error, job.attempt + 1, pause)
             self._schedule.back_off(job, now + pause)
-        elif Trait.FATAL in traits_of(error):
+        elif Trait.FATAL in traits_of(error) and not (
+            job.singled_out and self._others_succeed(job)
+        ):
             self._end_run(job, error)
         else:
             self._give_up(job, error)
@@ -182,7 +190,7 @@ class Recovery:
         """Send the stop again of tasks that a lost stop did not stop."""
         lost = cast("CtrlApiError", job.lost)
         stop = evolve(cast("Job", job.stop).part(job.calls), lost=lost)
-        if stop.attempt >= self._policy.attempts:
+        if stop.attempt >= self._attempts(stop, lost) or now > self._last_moment(stop, now):
             self._give_up(stop, lost)
         elif (
             stop.size > 1
@@ -190,14 +198,13 @@ class Recovery:
             and self._may_be_spoiled(stop, lost)
         ):
             self._halve(stop, lost)
-        elif Trait.SLOW_DOWN in traits_of(lost):
-            # Right after the check it would be one request too many again.
-            self._schedule.back_off(
-                stop, now + self._random() * self._policy.wait_bound(stop.attempt)
-            )
         else:
-            log_repeat(stop.kind.method, stop.size, lost, stop.attempt + 1, 0.0)
-            self._schedule.queue(stop)
+            # Right after the check it would be one request too many for a server that wants fewer.
+            slow_down = Trait.SLOW_DOWN in traits_of(lost)
+            pause = self._random() * self._policy.wait_bound(stop.attempt) if slow_down else 0.0
+            log_repeat(stop.kind.method, stop.size, lost, stop.attempt + 1, pause)
+            self._schedule.back_off(stop, now + pause)
+            self._schedule.wake(now)
 
     # --- pauses and endings -------------------------------------------------------------------
 
@@ -231,4 +238,7 @@ class Recovery:
         self.fatal_error = self.fatal_error or error
         if job.kind is JobKind.STOP and Trait.NOT_CARRIED_OUT not in traits_of(error):
             job.lost = job.lost or error
-        self._schedule.queue(job)  # settled with all that is left
+        if job.kind is JobKind.POLL_PENDING:
+            self._give_up(job, error)  # nobody knows whether they would have started
+        else:
+            self._schedule.queue(job)  # settled with all that is left

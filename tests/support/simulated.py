@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 
     from ctrlapi_async import StopOutcome, StopRun
-    from ctrlapi_async.simulator import RequestRecord
+    from ctrlapi_async.simulator import Fault, RequestRecord
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -134,14 +134,25 @@ def rewrite_rows(change: Callable[[list[Any]], list[Any]], *, effect: bool = Tru
     return Rewrite(apply, effect=effect)
 
 
-def moments(api: ControlApiSimulator, method: str | None = None) -> list[float]:
-    """Return a list to which the seconds from now to each request of a method are added."""
+def moments(
+    api: ControlApiSimulator,
+    method: str | None = None,
+    script: Callable[[RequestRecord], Fault | None] = lambda _: None,
+) -> list[float]:
+    """Return a list to which the seconds from now to each request of a method are added.
+
+    Args:
+        api: The simulator.
+        method: The method; None for all.
+        script: Returns what goes wrong with a request.
+    """
     seconds: list[float] = []
     start = api.now
 
-    def note(record: RequestRecord) -> None:
+    def note(record: RequestRecord) -> Fault | None:
         if method is None or method in record.methods:
             seconds.append(api.now - start)
+        return script(record)
 
     api.fault_when = note
     return seconds

@@ -1,0 +1,239 @@
+"""What is said of a run: log lines, each once, and error texts, none of them long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ctrlapi_async import (
+    HttpError,
+    ProjectNotFoundError,
+    RetryPolicy,
+    StopIncompleteError,
+    StopResult,
+)
+from ctrlapi_async.simulator import (
+    Body,
+    ControlApiSimulator,
+    CutBody,
+    Drop,
+    HttpStatus,
+)
+from tests.support.clock import run
+from tests.support.simulated import (
+    STATUS,
+    STOP,
+    ended,
+    open_session,
+    rewrite_rows,
+    simulated,
+    simulator,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def logged(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    """Return the messages of a level, without what differs from run to run."""
+    return [
+        re.sub(r"http://\S+|\d+\.\d+", "#", record.getMessage())
+        for record in caplog.records
+        if record.name == "ctrlapi_async" and record.levelno == level
+    ]
+
+
+@simulated()
+async def test_a_repeat_is_one_line_with_method_tasks_cause_attempt_and_seconds(
+    api: ControlApiSimulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    api.add_tasks([1, 2, 3])
+    api.fault(HttpStatus(500), method=STATUS, number=1)
+    api.fault(CutBody(keep=0), method=STATUS, number=2)
+    async with open_session(api) as session:
+        await session.stop_running(2, [1, 2, 3])
+        api.fault(HttpStatus(502), number=5)
+        await session.call(STATUS, {"project_id": 2, "task_ids": 1})
+    assert logged(caplog, logging.WARNING) == []
+    first, second, third = logged(caplog, logging.INFO)
+    assert (
+        first
+        == "TaskStatus of 3 tasks: attempt 2 in # s, after: HTTP 500 Internal Server Error from #"
+    )
+    assert second.startswith("TaskStatus of 3 tasks: attempt 3 in # s, after: the connection to #")
+    assert third.startswith("TaskStatus of 1 task: attempt 2 in # s, after: HTTP 502 Bad Gateway")
+    # And each request is a line for whoever debugs.
+    assert logged(caplog, logging.DEBUG) == [
+        "TaskStatus of 3 tasks: 500 after # ms",
+        "TaskStatus of 3 tasks: RequestError after # ms",
+        "TaskStatus of 3 tasks: 200 after # ms",
+        "TaskStop of 3 tasks: 200 after # ms",
+        "TaskStatus of 1 task: 502 after # ms",
+        "TaskStatus of 1 task: 200 after # ms",
+    ]
+
+
+@simulated()
+async def test_a_lost_stop_is_a_warning_and_said_once(
+    api: ControlApiSimulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    api.add_tasks([1, 2])
+    api.fault(Drop(), method=STOP, number=1)
+    api.fault(HttpStatus(500), method=STATUS, number=2)
+    async with open_session(api) as session:
+        await session.stop_running(2, [1, 2])
+    [lost] = logged(caplog, logging.WARNING)
+    assert lost.startswith(
+        "TaskStop of 2 tasks may have been carried out: TaskStatus in # s, after"
+    )
+    repeats = [line.split(",")[0] for line in logged(caplog, logging.INFO)]
+    assert repeats == [
+        "TaskStatus of 2 tasks: attempt 2 in # s",
+        "TaskStop of 2 tasks: attempt 2 in # s",
+    ]
+
+
+@simulated()
+async def test_an_unknown_status_is_warned_about_once_a_session(
+    api: ControlApiSimulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.add_tasks(range(30))
+    api.fault(
+        rewrite_rows(
+            lambda rows: [{**row, "status": f"Dreaming {row['task_id'] % 2}"} for row in rows]
+        )
+    )
+    async with open_session(api, 5) as session:
+        for _ in range(2):
+            report = await session.stop_running(2, range(30))
+            assert report.counts[StopResult.NOT_RUNNING] == 30
+        await session.task_status(2, range(30))
+        assert sorted(logged(caplog, logging.WARNING)) == [
+            f"unknown status 'Dreaming {n}': taken for not Running" for n in (0, 1)
+        ]
+        api.clear_faults()
+        long = rewrite_rows(
+            lambda rows: [{**row, "status": f"{row['task_id']}" * 999} for row in rows]
+        )
+        api.fault(long)
+        await session.stop_running(2, range(30))
+    assert all(len(line) < 200 for line in logged(caplog, logging.WARNING))
+
+
+@simulated()
+async def test_a_run_without_faults_says_nothing_above_debug(
+    api: ControlApiSimulator, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.mixed_tasks(1000)
+    async with open_session(api, 100) as session:
+        await session.stop_running(2, range(1, 1001))
+    assert logged(caplog, logging.WARNING) + logged(caplog, logging.INFO) == []
+    assert capsys.readouterr() == ("", "")
+
+
+LONG: dict[str, Callable[[], Any]] = {
+    "a page": lambda: HttpStatus(500, body="x" * 150_000),
+    "a title": lambda: HttpStatus(404, body=f"<title>{'x' * 150_000}</title>"),
+    "a location": lambda: HttpStatus(302, headers={"Location": "http://" + "x" * 7000}),
+    "a refusal": lambda: Body('{"reply": [{"error": "%s"}]}' % ("x" * 150_000)),
+    "no JSON": lambda: Body("x" * 150_000),
+    "a row's error": lambda: rewrite_rows(
+        lambda rows: [{"task_id": row["task_id"], "error": "x" * 9000} for row in rows]
+    ),
+    "errors beside no rows": lambda: Body(
+        '{"reply": [{"result": [], "errors": ["%s"]}]}' % ("x" * 150_000)
+    ),
+    "a row that cannot be read": lambda: rewrite_rows(
+        lambda rows: [{"task_id": row["task_id"], "status": ["x" * 9000]} for row in rows]
+    ),
+    "a bad id": lambda: rewrite_rows(lambda rows: [{"task_id": "x" * 9000} for _ in rows]),
+}
+
+
+@pytest.mark.parametrize("method", [STATUS, STOP])
+@pytest.mark.parametrize("fault", LONG.values(), ids=LONG)
+@simulated()
+async def test_no_text_is_longer_than_500_characters(
+    api: ControlApiSimulator, fault: Callable[[], Any], method: str
+) -> None:
+    api.add_tasks(range(100))
+    api.fault(fault(), method=method)
+    async with open_session(api, 50, retry=RetryPolicy(attempts=2, wait_initial=0)) as session:
+        report, error = await ended(session.stop_running(2, range(100)))
+        texts = [outcome.error or "" for outcome in report.values()]
+        texts += [f"{met}" for met in (error.exceptions if error else ())]
+        assert max(map(len, texts)) <= 1100  # of two errors at most
+        assert len(str(error or "")) <= 500
+        assert len(report.to_json()) < 100 * 1500
+        try:
+            await session.call(method, {"project_id": 2, "task_ids": 1})
+        except Exception as met:  # noqa: BLE001 - whichever
+            assert len(str(met)) <= 500
+
+
+def test_a_bad_status_line_is_not_repeated_in_every_outcome() -> None:
+    async def main() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"x" * 7000 + b"\r\n\r\n")
+            writer.close()
+            await writer.wait_closed()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        api = simulator()
+        api._port = port
+        async with open_session(api, 500) as session:
+            report, error = await ended(session.stop_running(2, range(1000)))
+        server.close()
+        await server.wait_closed()
+        assert error is not None
+        assert len(report.to_json()) < 1000 * 700
+        await asyncio.sleep(1)
+
+    run(main())
+
+
+@simulated()
+async def test_incomplete_error_says_how_many_tasks_and_names_the_first_cause(
+    api: ControlApiSimulator,
+) -> None:
+    api.add_tasks(range(10))
+    async with open_session(api, 3, 1) as session:
+        api.fault(HttpStatus(401), method=STATUS, number=3, every=True)
+        _, error = await ended(session.stop_running(2, range(10)))
+        assert str(error).startswith("4 of 10 tasks without an answer: HTTP 401 Unauthorized from")
+        api.clear_faults()
+        _, other = await ended(session.stop_running_across({2: [1], 9: [77]}))
+        assert str(other) == (
+            "1 of 2 tasks without an answer: TaskStatus: project 9 does not exist"
+        )
+
+
+@simulated()
+async def test_causes_are_reached_by_except_star_and_the_error_itself_by_except(
+    api: ControlApiSimulator,
+) -> None:
+    api.add_task(1)
+    caught: list[BaseException] = []
+    async with open_session(api) as session:
+        try:
+            await session.stop_running_across({2: [1], 9: [77]})
+        except* ProjectNotFoundError as group:
+            caught.append(group)
+        try:
+            await session.stop_running_across({2: [1], 9: [77]})
+        except StopIncompleteError as error:
+            caught.append(error)
+    for error in caught:
+        assert isinstance(error, StopIncompleteError)
+        assert error.report[77].error == "project 9 does not exist"
+    # Python refuses `except* StopIncompleteError`, as it does for every group; the docs say so.
+    assert "`except*` refuses to catch groups" in (StopIncompleteError.__doc__ or "")
+    assert not isinstance(caught[0].exceptions[0], HttpError)  # type: ignore[attr-defined]
