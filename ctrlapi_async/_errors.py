@@ -228,13 +228,15 @@ class Trait(Flag):
     """The server wants fewer requests."""
     TOO_LARGE = auto()
     """The server wants smaller requests."""
+    NO_ANSWER = auto()
+    """No answer came, or it was cut off."""
     TASK_MAY_CAUSE = auto()
     """One task of many may be the cause, so that halving the request helps."""
 
 
 _OF_KIND: Final[dict[type[Exception], Trait]] = {
     # A task that kills or blocks the server's process shows in nothing but this.
-    RequestError: Trait.PASSING | Trait.TASK_MAY_CAUSE,
+    RequestError: Trait.PASSING | Trait.NO_ANSWER | Trait.TASK_MAY_CAUSE,
     DeadlineError: Trait.NONE,
     TlsError: Trait.FATAL,
     ReplyError: Trait.PASSING | Trait.TASK_MAY_CAUSE,

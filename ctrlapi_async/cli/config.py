@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Group
 from rich.text import Text
 
+from ctrlapi_async.cli.exits import Exit, UnwrittenError
 from ctrlapi_async.cli.options import NO_SERVER, NO_TASKS, ServerOptions, TaskOptions
 from ctrlapi_async.cli.settings import find_settings
 from ctrlapi_async.cli.streams import is_terminal, write
@@ -58,9 +59,11 @@ def config(*, more: TaskOptions = NO_TASKS, server: ServerOptions = NO_SERVER) -
     Options win over environment variables, and these over the profile.
     """
     settings = find_settings(server, more.projects)
-    text = printed(_drawn(settings), terminal=is_terminal(sys.stdout))
-    write(sys.stdout, text)
-    return 0
+    try:
+        write(sys.stdout, printed(_drawn(settings), terminal=is_terminal(sys.stdout)))
+    except OSError as error:
+        raise UnwrittenError(error) from None
+    return Exit.OK
 
 
 def _drawn(settings: Settings) -> RenderableType:

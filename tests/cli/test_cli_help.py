@@ -110,6 +110,10 @@ def test_what_else_is_missing_is_no_matter_of_the_extra(
     assert cli.main(["stop"]) == Exit.USAGE
     assert "pip install 'ctrlapi-async[cli]'" in capsys.readouterr().err
 
+    monkeypatch.setitem(sys.modules, "ctrlapi_async.cli.app", None)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["stop", "--debug"])
+
     def broken(arguments: list[str]) -> int:
         raise ModuleNotFoundError(str(arguments), name="aiohttp.client")
 

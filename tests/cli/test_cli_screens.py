@@ -89,7 +89,8 @@ def test_progress(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     words = "1,000 stop sent, 990 not running, 10 not found"
     half = Progress(doing="Stopping", total=4000, done=2000, words=words, elapsed=20)
     stream = Progress(doing="Checking", total=None, done=1234, words="", elapsed=0)
-    shown = printed(half, terminal=False) + printed(stream, terminal=False)
+    later = Progress(doing="Checking", total=None, done=1234, words="", elapsed=2)
+    shown = "".join(printed(each, terminal=False) for each in (half, stream, later))
     assert shown.rstrip("\n") == SCREENS[f"{columns}: progress"].rstrip("\n")
 
 

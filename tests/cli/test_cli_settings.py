@@ -86,6 +86,7 @@ def test_config_tells_where_it_looks(
     call: Call, config_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = config_folder / "config.toml"
+    monkeypatch.setattr("ctrlapi_async.cli.tables.WIDTH", 1000)
     assert call(None, "config").out == (
         f"Configuration file: {path} (not there)\nProfile: none\n\nNo setting is given.\n"
     )

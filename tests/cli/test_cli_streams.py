@@ -326,6 +326,43 @@ def test_streams_that_are_closed_in_this_process(monkeypatch: pytest.MonkeyPatch
         streams.complain("x")
 
 
+def test_reading_waits_for_what_a_non_blocking_pipe_brings() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    writer = threading.Timer(0.05, os.write, (writing, b"x"))
+    writer.start()
+    assert streams.read(reading, 10) == b"x"
+    writer.join()
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, SystemExit])
+def test_a_reader_of_help_who_has_gone(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def gone(_: list[str]) -> int:
+        raise error
+
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr("ctrlapi_async.cli.app.run", gone)
+        assert cli.main(["--help"]) == Exit.OK
+        stdout.write("goes nowhere")
+
+
+@pytest.mark.parametrize("command", ["stop", "config"])
+def test_standard_output_that_is_closed(
+    call: Call, world: ControlApiSimulator, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    result = call(world, *([command, "1"] if command == "stop" else [command]))
+    assert result.status == Exit.UNWRITTEN
+    assert "could not be written to standard output: it is closed\n" in result.err
+
+
 async def test_a_thread_that_blocks_is_left_behind() -> None:
     reading, writing = os.pipe()
     loop = asyncio.get_running_loop()

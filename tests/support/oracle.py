@@ -229,6 +229,9 @@ class Oracle:
         for fact in answer.facts:
             told.setdefault(fact.task_id, []).append(fact)
         with_status = {fact.task_id for fact in answer.facts if fact.status}
+        # A row that says nothing is no answer.
+        odd = {n for n, facts in told.items() if not any(one.status or one.error for one in facts)}
+        odd.update(answer.odd)
         initials = {n: _initial(facts) for n, facts in told.items()}
         wanted = set(task_ids or ())
         wanted_chains = wanted.union(initials.get(n, n) for n in wanted)
@@ -239,8 +242,8 @@ class Oracle:
                 self._hear_fact(known, facts, counts=counts)
         for task_id in wanted:
             known, chain = self._known(task_id), self.chain(task_id)
-            known.final |= task_id in answer.odd
-            known.absent |= task_id not in with_status | set(answer.odd)
+            known.final |= task_id in odd
+            known.absent |= task_id not in with_status | odd
             for one in chain:
                 one.left_out |= one.seen is not None and one.task_id not in with_status
         if task_ids is None:
