@@ -310,7 +310,11 @@ MATRIX: Final[dict[str, Case]] = {
     # Rows.
     "a row missing": Case(rewrite_rows(lambda rows: rows[1:]), STRUCK_FIRST, SETTLED),
     "all rows missing": Case(rewrite_rows(lambda _: []), Effect(NOT_FOUND, NOT_FOUND), SETTLED),
-    "a row without a word": Case(rewrite_rows(first_row()), STRUCK_FIRST, SETTLED),
+    "a row without a word": Case(
+        rewrite_rows(first_row()),
+        Effect(NOT_SENT, NOT_SENT, errors=ReplyError, words=r"result\[0\]", first_only=True),
+        SETTLED,
+    ),
     "rows with errors": Case(
         rewrite_rows(
             lambda rows: [{"task_id": n, "error": "No"} for n in ids_in(rows)], effect=False
