@@ -17,12 +17,12 @@ from ctrlapi_async._errors import ReplyError
 from ctrlapi_async._models import TaskStatus, parse_status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ctrlapi_async._protocol.replies import Row, Rows
     from ctrlapi_async._reports import Verdict
 
-_LIVENESS: Final[dict[object, int]] = {
+_LIVENESS: Final[Mapping[object, int]] = {
     TaskStatus.RUNNING: 2,
     TaskStatus.SCHEDULED: 1,
     TaskStatus.EXPLORE: 1,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ctrlapi_async.simulator import ControlApiSimulator
 
 ROOT = Path(__file__).parents[2]
+COMMANDS = ("stop", "status", "config", "demo", "simulate")
 PATIENCE = 10.0
 """Seconds after which something that should have come counts as missing."""
 
@@ -104,14 +105,18 @@ class Pseudoterminal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.release()
-        self._reader.join(PATIENCE)
+        self.finish()
         os.close(self._ours)
 
     def release(self) -> None:
         """Let go of the command's side, so that its end can be seen."""
         for stream in self.streams:
             stream.close()
+
+    def finish(self) -> None:
+        """Wait until all is shown that the command, which has ended, wrote."""
+        self.release()
+        self._reader.join(PATIENCE)
 
     def hang_up(self) -> None:
         """Close the terminal's window."""
@@ -138,6 +143,18 @@ class Pseudoterminal:
         with self._news:
             return self._news.wait_for(lambda: text in self.screen, PATIENCE)
 
+    def start(self, api: ControlApiSimulator, *argv: str) -> subprocess.Popen[bytes]:
+        """Start the command line as a process whose terminal this is."""
+        stdin, stdout, stderr = self.streams
+        return subprocess.Popen(
+            [sys.executable, "-c", ON_TERMINAL, self.path, *argv],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=environment(api),
+            start_new_session=True,
+        )
+
     @property
     def raw(self) -> str:
         """All that was written, with the terminal's control sequences."""
@@ -145,9 +162,21 @@ class Pseudoterminal:
 
     @property
     def screen(self) -> str:
-        """All that was shown, without colours and without what was drawn over."""
-        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.raw)
-        return "\n".join(line.rpartition("\r")[2].rstrip() for line in text.split("\n"))
+        """What is shown at last, and what has scrolled away above it, without colours."""
+        lines = [""]
+        row = 0
+        for sequence, text in re.findall(
+            r"(\x1b\[[0-9;?]*[A-Za-z]|\r|\n)|([^\x1b\r\n]+)", self._shown
+        ):
+            if sequence == "\n":
+                row += 1
+                lines += [""] * (row == len(lines))
+            elif sequence == "\x1b[1A":
+                row -= 1
+            elif sequence == "\x1b[2K":
+                lines[row] = ""
+            lines[row] += text
+        return "\n".join(line.rstrip() for line in lines).rstrip("\n")
 
 
 def renamed(old: str, new: str) -> Rewrite:

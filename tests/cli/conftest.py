@@ -8,9 +8,10 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
-from cli_support import Pseudoterminal, Result
+from cli_support import COMMANDS, Pseudoterminal, Result
 
 from ctrlapi_async import cli
+from ctrlapi_async.cli.app import app
 from ctrlapi_async.simulator import ControlApiSimulator
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ def call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
         with pytest.MonkeyPatch.context() as patch, path.open() as opened:
             _name_server(patch, api)
             patch.setattr(sys, "stdin", opened)
+            for command in (app, *map(app.__getitem__, COMMANDS)):
+                # It would keep its first width.
+                patch.setattr(command, "_fallback_console", None)
             status = cli.main(argv)
         printed = capsys.readouterr()
         return Result(status, printed.out, printed.err)
@@ -93,8 +97,9 @@ def call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
 def on_terminal() -> OnTerminal:
     """Carry out a command line in this process, on a terminal.
 
-    `answer` is what to wait for and what to type then, or what tells it; streams in `keep` are no terminals. The
-    result's `out` is what the terminal showed, or what standard output got if that is kept.
+    `answer` is what to wait for and what to type then, or what tells it; streams in `keep` are no
+    terminals. The result's `out` is what the terminal showed, or what standard output got if that
+    is kept; its `err` is all that was written to the terminal.
     """
 
     def run(
@@ -123,6 +128,7 @@ def on_terminal() -> OnTerminal:
             status = cli.main(argv)
             patch.undo()
             person.join()
+            terminal.finish()
         out = kept.buffer.getvalue().decode() if "stdout" in keep else terminal.screen
         return Result(status, out, terminal.raw)
 

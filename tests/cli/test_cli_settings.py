@@ -13,12 +13,13 @@ import trustme
 
 from ctrlapi_async import cli
 from ctrlapi_async.cli.exits import Exit
+from ctrlapi_async.cli.options import duration
 from ctrlapi_async.simulator import ControlApiSimulator
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Call, OnTerminal
+    from conftest import Call
 
 KEY = base64.b64encode(b"a secret of some length").decode()
 FILE = """
@@ -85,6 +86,7 @@ def test_config_tells_where_it_looks(
     call: Call, config_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = config_folder / "config.toml"
+    monkeypatch.setattr("ctrlapi_async.cli.tables.WIDTH", 1000)
     assert call(None, "config").out == (
         f"Configuration file: {path} (not there)\nProfile: none\n\nNo setting is given.\n"
     )
@@ -116,7 +118,7 @@ def test_config_tells_where_it_looks(
         ("[default]\nuser_id = true", (), "user_id in profile default must be a whole number"),
         ("[default]\nproject = [-1]", (), "project in profile default must be a whole number"),
         (
-            '[default]\nauth = "a:b"\napi_key_file = "k"',
+            '[default]\nauth = "a"\napi_key_file = "k"',
             (),
             "auth in profile default and api_key_file in profile default are two ways to log in",
         ),
@@ -184,8 +186,6 @@ def test_options_that_cannot_be_used(
     [("90", 90), ("90s", 90), ("5m", 300), ("1h", 3600), ("0.5", 0.5), (".5m", 30), ("1.", 1)],
 )
 def test_times(text: str, seconds: float) -> None:
-    from ctrlapi_async.cli.options import duration
-
     assert duration(text) == seconds
 
 
@@ -299,7 +299,7 @@ def test_an_api_key(
     ],
 )
 def test_files_that_hold_no_api_key(
-    call: Call, world: ControlApiSimulator, tmp_path: Path, text: str, mode: int, words: str
+    call: Call, world: ControlApiSimulator, tmp_path: Path, *, text: str, mode: int, words: str
 ) -> None:
     path = tmp_path / "key"
     path.write_text(text, encoding="latin-1")
@@ -309,7 +309,7 @@ def test_files_that_hold_no_api_key(
     assert result.err == f"error: {words.format(path, path)}\n"
 
 
-def test_tls(call: Call, on_terminal: OnTerminal, config_folder: Path) -> None:
+def test_tls(call: Call, config_folder: Path) -> None:
     ca = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     ca.issue_cert("127.0.0.1").configure_cert(context)

@@ -199,7 +199,10 @@ def test_what_is_not_asked_about_is_shown_too(
     result = on_terminal(worlds, *argv, answer=(question, "y\n"), columns=120, keep=("stdout",))
     assert result.status == Exit.REFUSED
     assert result.results == {
-        **{1: "stop_sent", 31: "stop_sent", 4: "not_running", 33: "not_running"},
+        1: "stop_sent",
+        31: "stop_sent",
+        4: "not_running",
+        33: "not_running",
         99: "not_found",
     }
 

@@ -14,7 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cli_support import ON_TERMINAL, PATIENCE, Pseudoterminal, ended, environment, process
+from cli_support import PATIENCE, Pseudoterminal, ended, environment, process
 
 from ctrlapi_async import StopReport, cli
 from ctrlapi_async.cli import streams
@@ -26,6 +26,7 @@ from ctrlapi_async.simulator import ControlApiSimulator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from conftest import Call, OnTerminal
 
@@ -47,7 +48,11 @@ def all_stopped(api: ControlApiSimulator) -> bool:
 def shell(api: ControlApiSimulator, line: str) -> subprocess.CompletedProcess[str]:
     """Carry out a line of bash in which `stop` stops all tasks of a crowd."""
     return subprocess.run(
-        ["bash", "-c", f'stop() {{ "{sys.executable}" -m ctrlapi_async stop 0-1999 "$@"; }}; {line}'],
+        [
+            "bash",
+            "-c",
+            f'stop() {{ "{sys.executable}" -m ctrlapi_async stop 0-1999 "$@"; }}; {line}',
+        ],
         env=environment(api),
         cwd="/",
         capture_output=True,
@@ -113,51 +118,38 @@ def test_standard_input_that_was_made_non_blocking(world: ControlApiSimulator) -
     assert ended(running).status == Exit.OK
 
 
-def test_an_interrupt_prints_what_is_known(world: ControlApiSimulator) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with world.hold("TaskStop", effect=True) as gate:
-            running = process(world, "stop", "1-5")
-            world.wait_until_sync(lambda gate=gate: gate.held == 1)
-            running.send_signal(number)
-            result = ended(running)
-        assert result.status == Exit.INTERRUPTED
-        assert result.results[4] == "not_running"
-        assert result.err == "error: interrupted; 3 of 5 tasks without an answer\n"
-        for task_id in (1, 2, 3):
-            world.tasks[task_id].status = "Running"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_prints_what_is_known(
+    world: ControlApiSimulator, number: signal.Signals
+) -> None:
+    with world.hold("TaskStop", effect=True) as gate:
+        running = process(world, "stop", "1-5")
+        world.wait_until_sync(lambda: gate.held == 1)
+        running.send_signal(number)
+        result = ended(running)
+    assert result.status == Exit.INTERRUPTED
+    assert result.results[4] == "not_running"
+    assert result.err == "error: interrupted; 3 of 5 tasks without an answer\n"
 
 
 def test_a_terminal_that_is_closed_keeps_the_report(
-    world: ControlApiSimulator, tmp_path: Any
+    world: ControlApiSimulator, tmp_path: Path
 ) -> None:
-    report = tmp_path / "report.json"
-    with (
-        Pseudoterminal() as terminal,
-        report.open("w") as stdout,
-        world.hold("TaskStop", effect=True) as gate,
-    ):
-        stdin, _, stderr = terminal.streams
-        running = subprocess.Popen(
-            [sys.executable, "-c", ON_TERMINAL, terminal.path, "stop", "1-5", "-o", "json"],
-            **{"stdin": stdin, "stdout": stdout, "stderr": stderr},
-            env=environment(world),
-            start_new_session=True,
-        )
+    path = tmp_path / "report.json"
+    with Pseudoterminal() as terminal, world.hold("TaskStop", effect=True) as gate:
+        terminal.streams[1].close()
+        terminal.streams[1] = path.open("w")
+        running = terminal.start(world, "stop", "1-5", "-o", "json")
         world.wait_until_sync(lambda: gate.held == 1)
         terminal.release()
         terminal.hang_up()
         assert running.wait(PATIENCE) == Exit.HANGUP
-    assert len(StopReport.from_json(report.read_text())) == 5
+    assert len(StopReport.from_json(path.read_text())) == 5
 
 
 def test_ctrl_c_at_the_question_stops_nothing(world: ControlApiSimulator) -> None:
     with Pseudoterminal(120) as terminal:
-        running = subprocess.Popen(
-            [sys.executable, "-c", ON_TERMINAL, terminal.path, "stop", "--all-active"],
-            **dict(zip(("stdin", "stdout", "stderr"), terminal.streams, strict=True)),
-            env=environment(world),
-            start_new_session=True,
-        )
+        running = terminal.start(world, "stop", "--all-active")
         assert terminal.wait_for("Stop 3 running tasks of project 2")
         terminal.type("\x03")
         assert running.wait(PATIENCE) == Exit.INTERRUPTED
@@ -224,7 +216,7 @@ def test_an_interrupt_while_tasks_are_checked_asks_nothing(
 
 
 def test_a_second_interrupt_ends_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    async def stubborn(process: Process) -> int:
+    async def stubborn(_: Process) -> int:
         try:
             os.kill(os.getpid(), signal.SIGINT)
             await asyncio.sleep(PATIENCE)
@@ -239,7 +231,7 @@ def test_a_second_interrupt_ends_at_once(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_without_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def command(process: Process) -> int:
+    async def command(_: Process) -> int:
         raise asyncio.CancelledError
 
     monkeypatch.delattr(signal, "SIGHUP")
@@ -332,6 +324,43 @@ def test_streams_that_are_closed_in_this_process(monkeypatch: pytest.MonkeyPatch
             streams.stdin_number()
         monkeypatch.setattr(sys, "stderr", stream)
         streams.complain("x")
+
+
+def test_reading_waits_for_what_a_non_blocking_pipe_brings() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    writer = threading.Timer(0.05, os.write, (writing, b"x"))
+    writer.start()
+    assert streams.read(reading, 10) == b"x"
+    writer.join()
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, SystemExit])
+def test_a_reader_of_help_who_has_gone(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def gone(_: list[str]) -> int:
+        raise error
+
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr("ctrlapi_async.cli.app.run", gone)
+        assert cli.main(["--help"]) == Exit.OK
+        stdout.write("goes nowhere")
+
+
+@pytest.mark.parametrize("command", ["stop", "config"])
+def test_standard_output_that_is_closed(
+    call: Call, world: ControlApiSimulator, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    result = call(world, *([command, "1"] if command == "stop" else [command]))
+    assert result.status == Exit.UNWRITTEN
+    assert "could not be written to standard output: it is closed\n" in result.err
 
 
 async def test_a_thread_that_blocks_is_left_behind() -> None:

@@ -13,6 +13,7 @@ from cli_support import ended, piped, process
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctrlapi_async.cli import sources
 from ctrlapi_async.cli.exits import Exit, UsageError
 from ctrlapi_async.cli.task_reader import JSON_LENGTH, TaskReader
 
@@ -219,6 +220,17 @@ def writing(path: Path, *pieces: bytes, wait: threading.Event | None = None) -> 
     thread = threading.Thread(target=write)
     thread.start()
     return thread
+
+
+def test_a_byte_order_mark_in_two_pieces(
+    call: Call, world: ControlApiSimulator, fifo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = iter([b"\xef", b"\xbb", b"\xbf1 2", b""])
+    monkeypatch.setattr(sources, "read", lambda *_: next(pieces))
+    writer = writing(fifo)
+    result = call(world, "stop", "--from", str(fifo))
+    writer.join()
+    assert (result.status, set(result.results)) == (Exit.OK, {1, 2})
 
 
 def test_a_pipe_that_has_a_name(call: Call, world: ControlApiSimulator, fifo: Path) -> None:

@@ -338,10 +338,10 @@ def test_during_a_pause_nobody_gets_a_slot(status: int) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         slots = limiter(2)
+        began = loop.time()
         async with slots.slot():
             refuse(slots, 30, status)
-        began = loop.time()
-        assert slots.resume_at == pytest.approx(began + 30)
+        assert began + 30 <= slots.resume_at <= loop.time() + 30
         users = Users(slots)
         users.start(1, 2)
         await asyncio.sleep(29)
@@ -405,8 +405,9 @@ def test_a_wait_that_nobody_will_keep_pauses_nobody() -> None:
         slots = limiter(2, longest_wait=120.0)
         refuse(slots, 121)
         assert slots.resume_at <= loop.time() + 0.5
+        began = loop.time()
         refuse(slots, 120)
-        assert slots.resume_at == pytest.approx(loop.time() + 120)
+        assert began + 120 <= slots.resume_at <= loop.time() + 120
 
     run(main())
 
