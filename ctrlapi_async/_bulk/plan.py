@@ -30,7 +30,6 @@ from ctrlapi_async._errors import (
     text_of,
 )
 from ctrlapi_async._models import ALL_ACTIVE, UNANSWERED, StopResult, StopStats
-from ctrlapi_async._protocol.replies import Rows
 from ctrlapi_async._protocol.requests import TASK_STOP, TaskCall
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from ctrlapi_async._bulk.outcomes import OutcomeStore
     from ctrlapi_async._bulk.reconcile import OnRow, RunOptions
     from ctrlapi_async._models import RetryPolicy
+    from ctrlapi_async._protocol.replies import Rows
     from ctrlapi_async._reports import Verdict
 
 
@@ -146,7 +146,7 @@ class StopPlan:
             return None
         limit = self._limit(max_ids)
         while (job := self._schedule.take(limit, now)) is not None:
-            if self._keep_current(job, now, sent=False) and self._keep_wanted(job):
+            if self._keep_current(job, now) and self._keep_wanted(job):
                 job.companion = self._denials.companion(job) if job.size < limit else None
                 job.state = JobState.IN_FLIGHT
                 job.attempt += 1
@@ -189,10 +189,10 @@ class StopPlan:
             (unwanted if self._unwanted.issuperset(asked) else wanted).append(task_id)
         return wanted, unwanted
 
-    def _keep_current(self, job: Job, now: float, *, sent: bool) -> bool:
+    def _keep_current(self, job: Job, now: float) -> bool:
         """Take out of a job what restart chains have outdated; return whether something is left."""
         if job.kind is JobKind.STOP:
-            calls = [self._reconciler.still_current(call, now, sent=sent) for call in job.calls]
+            calls = [self._reconciler.still_current(call, now, sent=False) for call in job.calls]
             job.calls = [call for call in calls if call.task_ids]
         elif job.kind is JobKind.CHECK:
             calls = [self._unchecked_of(call) for call in job.calls]
@@ -228,8 +228,7 @@ class StopPlan:
         if job.kind in (JobKind.STOP, JobKind.VERIFY):
             self._last_stop = now
         if isinstance(reply, CtrlApiError):
-            if self._keep_current(job, now, sent=True):
-                self._recovery.receive(job, reply, now, proven)
+            self._recovery.receive(job, reply, now, proven)
         else:
             self._receive_answers(job, reply, now, proven)
         self._conclude(now)
@@ -257,14 +256,11 @@ class StopPlan:
         unresolved: list[TaskCall] = []
         why: CtrlApiError | None = None
         where = "$"
-        for asked, answer in zip(job.calls, answers, strict=True):
-            part = job if len(job.calls) == 1 else job.part([asked])
-            answered = isinstance(answer, Rows) and part.kind is not JobKind.STOP
-            if not (answered or self._keep_current(part, now, sent=True)):
-                continue
-            [call] = part.calls
+        for call, answer in zip(job.calls, answers, strict=True):
             if isinstance(answer, MethodError):
-                self._recovery.receive(part, answer, now, proven)
+                self._recovery.receive(
+                    job if len(job.calls) == 1 else job.part([call]), answer, now, proven
+                )
             elif isinstance(answer, CtrlApiError):
                 unread.append(call)
                 why = why or answer

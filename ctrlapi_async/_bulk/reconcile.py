@@ -124,20 +124,7 @@ class Reconciler:
         if job.kind is JobKind.STOP:
             return self._receive_stop(job, call, answer, now)
         project_id = call.project_id
-        listing = isinstance(call.task_ids, AllActive)
-        found = read_statuses(
-            answer,
-            None if listing else listed_ids(call),
-            follow=self._options.follow_restarts,
-        )
-        if self._on_row is not None:
-            self._hand_rows_on(answer, found)
-        if listing:
-            self._admit_listed(project_id, found, answer)
-        elif job.kind is JobKind.CHECK:
-            found.keep(lambda task_ids: self._outcomes.unchecked(project_id, task_ids))
-        for task_ids in found.plain.values():
-            self.known_tasks[project_id] = task_ids[-1]
+        found = self._findings(job, call, answer)
         for task_ids, error in found.unreadable:
             self.give_up(job, project_id, task_ids, error)
         for text, task_ids in _without_status(found, answer):
@@ -151,6 +138,21 @@ class Reconciler:
         return again
 
     # --- TaskStatus ---------------------------------------------------------------------------
+
+    def _findings(self, job: Job, call: TaskCall, answer: Rows) -> Findings:
+        """Return what an answer says of the tasks that are not dealt with already."""
+        project_id, follow = call.project_id, self._options.follow_restarts
+        asked = None if isinstance(call.task_ids, AllActive) else call.task_ids
+        found = read_statuses(answer, asked, follow=follow)
+        if self._on_row is not None:
+            self._hand_rows_on(answer, found)
+        if asked is None:
+            self._admit_listed(project_id, found, answer)
+        elif job.kind is JobKind.CHECK:
+            found.keep(lambda task_ids: self._outcomes.unchecked(project_id, task_ids))
+        for task_ids in found.plain.values():
+            self.known_tasks[project_id] = task_ids[-1]
+        return found
 
     def _place(
         self,
@@ -387,6 +389,7 @@ class Reconciler:
         """Settle tasks of which the server says that they are not there."""
         outcomes = self._outcomes
         if job.kind is JobKind.CHECK:
+            task_ids = outcomes.unchecked(project_id, task_ids)
             outcomes.settle_asked(project_id, task_ids, StopResult.NOT_FOUND, text)
         elif job.kind in (JobKind.EXPLAIN, JobKind.POLL_STOPPED):
             outcomes.settle_known(project_id, task_ids, None, None)
@@ -398,7 +401,8 @@ class Reconciler:
     # --- TaskStop -----------------------------------------------------------------------------
 
     def _receive_stop(self, job: Job, call: TaskCall, answer: Rows, now: float) -> list[int]:
-        project_id, asked = call.project_id, listed_ids(call)
+        project_id = call.project_id
+        asked = listed_ids(self.still_current(call, now, sent=True))
         seen = TaskStatus.RUNNING if self._options.check or job.lost is not None else None
         sent = [r.task_id for r in answer.rows if r.status == STOP_SENT and r.error is None]
         if sent == asked and len(answer.rows) == len(asked):  # the usual reply
@@ -461,9 +465,11 @@ class Reconciler:
 
     def give_up(self, job: Job, project_id: int, task_ids: list[int], error: Exception) -> None:
         """Settle tasks of a job that got no answer."""
+        outcomes, text = self._outcomes, text_of(error)
+        if job.kind is JobKind.CHECK:
+            task_ids = outcomes.unchecked(project_id, task_ids)
         if not task_ids:
             return
-        outcomes, text = self._outcomes, text_of(error)
         if job.kind is JobKind.EXPLAIN:
             outcomes.settle_known(project_id, task_ids, None, None)
             return
