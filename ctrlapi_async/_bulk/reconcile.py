@@ -327,18 +327,16 @@ class Reconciler:
         """
         project_id, task_ids = call.project_id, listed_ids(call)
         table = self._outcomes.chains(project_id)
-        if not table.known_any:
+        outdated = {
+            task_id: chain
+            for task_id, chain in table.among(task_ids)
+            if chain.current.task_id != task_id
+            or not (sent or _status(chain.current) is TaskStatus.RUNNING)
+        }
+        if not outdated:
             return call
-        left: list[int] = []
         visit = _Visit(JobKind.CHECK, project_id, now)
-        for task_id in task_ids:
-            chain = table.find(task_id, task_id)
-            if chain is None or (
-                chain.current.task_id == task_id
-                and (sent or _status(chain.current) is TaskStatus.RUNNING)
-            ):
-                left.append(task_id)
-                continue
+        for task_id, chain in outdated.items():
             current = chain.current
             if chain.target == task_id:
                 moved = table.retarget(chain, current)
@@ -346,7 +344,7 @@ class Reconciler:
                 moved = self._join(project_id, chain.initial_id, current, task_id)
             if moved is not None:
                 self._place(visit, [moved.target], _status(current))
-        return TaskCall(project_id, left)
+        return TaskCall(project_id, [task_id for task_id in task_ids if task_id not in outdated])
 
     # --- all active tasks ---------------------------------------------------------------------
 
