@@ -62,6 +62,7 @@ class StopReport(Mapping[int, StopOutcome]):
 
     Attributes:
         stats: What the run cost.
+        counts: How many tasks have each result; every `StopResult` is a key.
     """
 
     _verdicts: Mapping[int, Verdict] = field(factory=dict, alias="_verdicts")
@@ -166,6 +167,9 @@ class StatusReport(Mapping[int, TaskState]):
     """An immutable mapping of task id to `TaskState`, in the order asked for.
 
     Reports come from a session, from `of` and from `from_json`.
+
+    Attributes:
+        counts: How many tasks have each status: all of `TaskStatus`, then the others that occur.
     """
 
     _states: Mapping[int, TaskState | LazyState] = field(factory=dict, alias="_states")
