@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from ctrlapi_async._bulk.denials import Denials
-    from ctrlapi_async._bulk.reconcile import Reconciler
+    from ctrlapi_async._bulk.placing import Placer
     from ctrlapi_async._bulk.schedule import Schedule
     from ctrlapi_async._models import RetryPolicy
 
@@ -39,7 +39,7 @@ class Recovery:
 
     Args:
         schedule: Where jobs wait.
-        reconciler: Settles tasks that are given up.
+        placer: Settles tasks that are given up.
         denials: Singles out tasks that do not exist.
         policy: When and how often a request is repeated.
         deadline: When the run ends, in seconds.
@@ -49,7 +49,7 @@ class Recovery:
     def __init__(
         self,
         schedule: Schedule,
-        reconciler: Reconciler,
+        placer: Placer,
         denials: Denials,
         policy: RetryPolicy,
         *,
@@ -63,7 +63,7 @@ class Recovery:
         self.dead_projects: dict[int, CtrlApiError] = {}
         """Projects about which the server will not answer, and why."""
         self._schedule = schedule
-        self._reconciler = reconciler
+        self._placer = placer
         self._denials = denials
         self._policy = policy
         self._deadline = deadline
@@ -219,8 +219,8 @@ class Recovery:
     def _give_up(self, job: Job, error: Exception) -> None:
         for call in job.calls:
             if call.task_ids is ALL_ACTIVE:
-                self._reconciler.note(error)
-            self._reconciler.give_up(job, call.project_id, listed_ids(call), error)
+                self._placer.note(error)
+            self._placer.give_up(job, call.project_id, listed_ids(call), error)
 
     def _end_project(self, job: Job, error: CtrlApiError) -> None:
         for call in job.calls:
