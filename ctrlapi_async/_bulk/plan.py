@@ -203,7 +203,7 @@ class StopPlan:
         if call.task_ids is ALL_ACTIVE:
             return call
         project_id, task_ids = call.project_id, listed_ids(call)
-        return TaskCall(project_id, self._outcomes.unchecked(project_id, task_ids))
+        return TaskCall(project_id, self._outcomes.still_to_check(project_id, task_ids))
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -412,7 +412,7 @@ class StopPlan:
             if job.kind is JobKind.CHECK:
                 calls += ((call.project_id, listed_ids(call)) for call in job.calls)
         for project_id, task_ids in calls:
-            yield project_id, self._outcomes.unchecked(project_id, task_ids)
+            yield project_id, self._outcomes.still_to_check(project_id, task_ids)
 
     def _open_tasks(self) -> Iterator[OpenTasks]:
         """Return all tasks that were checked and have no final outcome."""

@@ -149,7 +149,7 @@ class Reconciler:
         if asked is None:
             self._admit_listed(project_id, found, answer)
         elif job.kind is JobKind.CHECK:
-            found.keep(lambda task_ids: self._outcomes.unchecked(project_id, task_ids))
+            found.keep(lambda task_ids: self._outcomes.still_to_check(project_id, task_ids))
         for task_ids in found.plain.values():
             self.known_tasks[project_id] = task_ids[-1]
         return found
@@ -283,7 +283,7 @@ class Reconciler:
         if chain is not None:
             for other in self._outcomes.unchecked(project_id, list(finding.rows)):
                 if other != task_id:
-                    self._outcomes.join(chain, other)
+                    self._outcomes.overtake(project_id, chain, other)
         return chain
 
     def _visit_of(
