@@ -42,12 +42,15 @@ class Server(Protocol):
 
     def arrive(self, now: float, size: float, key: int) -> bool:
         """Take in a request; False: refuse it."""
+        ...
 
     def next_done(self) -> float:
         """Return when the next request is done."""
+        ...
 
     def pop(self) -> int:
         """Return the key of the request that is done then."""
+        ...
 
 
 class _Done:
@@ -330,8 +333,6 @@ class Simulation:
             # Requests of the same moment leave one after the other.
             sent_at = self._now + key * 1e-9
             self._in_flight[key] = sent_at, size, cost
-            if len(self._in_flight) >= self._strategy.slots:
-                self._all_in_use_at = sent_at
             if not self._server.arrive(self._now + self._way, cost, key):
                 heapq.heappush(self._refusals, (self._now + 2 * self._way, key))
             sent = True
@@ -364,6 +365,8 @@ class Simulation:
         self._backoff.refused(sent_at, self._now, None)
 
     def _finished(self, sent_at: float, size: int, traits: Trait | None) -> None:
+        if len(self._in_flight) + 1 >= self._strategy.slots:
+            self._all_in_use_at = self._now
         all_in_use = self._all_in_use_at >= sent_at
         alone = not self._in_flight
         self._strategy.finished(Finished(sent_at, self._now, size, traits, all_in_use, alone))

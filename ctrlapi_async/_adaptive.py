@@ -20,15 +20,14 @@ _LEAST_GAIN: Final = 1.25
 """The ratio of rates from which twice the slots pay."""
 _LINE: Final = 1.5
 """The ratio of times from which the requests sent later in a round have waited in a line."""
-_LINE_REST: Final = 64
-_FIRST_REST: Final = 4
+_LINE_REST, _FIRST_REST = 64, 4
 """Rounds without a try, after a line and after the first try that did not pay."""
+
+_WANTS_LESS: Final = Trait.SLOW_DOWN | Trait.NO_ANSWER
 
 
 class AdaptiveConcurrency(FixedConcurrency):
-    """From some slots towards more.
-
-    With no more slots than at the start, it does as `FixedConcurrency`.
+    """From some slots towards more; with no more than at the start, as `FixedConcurrency`.
 
     Args:
         start: The slots to start with.
@@ -53,7 +52,7 @@ class AdaptiveConcurrency(FixedConcurrency):
         if request.traits is None:
             super().finished(request)
             self._measure(request)
-        elif self.slots > self._start and _wants_less(request.traits):
+        elif self.slots > self._start and request.traits & _WANTS_LESS:
             if request.sent_at >= self._slowed_at:
                 self._slowed_at = request.now
                 self.slots = self._cap = max(self._start, self.slots // 2)
@@ -110,12 +109,6 @@ class AdaptiveConcurrency(FixedConcurrency):
         elif self._start <= self.slots < self._cap:
             self._try_from = self.slots, rate
             self.slots = min(self._cap, self.slots * 2)
-
-
-def _wants_less(traits: Trait) -> bool:
-    """Return whether the server asked for less, or did not answer."""
-    no_answer = Trait.PASSING in traits and Trait.TASK_MAY_CAUSE not in traits
-    return no_answer or Trait.SLOW_DOWN in traits
 
 
 def _is_line(times: list[float]) -> bool:

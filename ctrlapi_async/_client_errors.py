@@ -58,8 +58,8 @@ class Failure(NamedTuple):
             error = error.os_error
         words = str(error)
         if isinstance(error, ssl.SSLError):
-            reason = getattr(error, "verify_message", "") or error.reason
-            words = _tls_refusal(error) or reason or words
+            reason = getattr(error, "reason", None)
+            words = getattr(error, "verify_message", "") or _tls_refusal(error) or reason or words
         elif isinstance(error, OSError) and error.strerror:
             # The system's words; asyncio's repeat the address in a form of their own.
             number = error.errno or 0
@@ -75,11 +75,13 @@ def client_error(failure: Failure) -> tuple[CtrlApiError, BaseException | None]:
         or failure.redactor.finds(f"{each} {each!r}")
         for each in chain
     )
-    met = next((each for each in chain if _tls_refusal(each)), failure.error)
-    rule = next(rule for rule in RULES if isinstance(met, rule.kinds))
+    cause = None if reveals else failure.error
+    refusal = next((each for each in chain if _tls_refusal(each)), None)
+    if refusal is not None:
+        return _no_tls(failure._replace(error=refusal)), cause
+    rule = next(rule for rule in RULES if isinstance(failure.error, rule.kinds))
     sent = failure.sent if rule.sent is None else rule.sent
-    error = rule.make(failure._replace(error=met, sent=sent))
-    return error, None if reveals else failure.error
+    return rule.make(failure._replace(sent=sent)), cause
 
 
 def _certificate_refused(failure: Failure) -> CtrlApiError:
@@ -148,7 +150,6 @@ RULES: Final = (
         _certificate_refused,
     ),
     Rule(aiohttp.ServerFingerprintMismatch, _other_certificate),
-    Rule(ssl.SSLError, _no_tls),
     Rule(aiohttp.ClientHttpProxyError, _refused_by_proxy),
     Rule(aiohttp.ConnectionTimeoutError, _not_connected),
     Rule(TimeoutError, _timed_out),

@@ -228,12 +228,15 @@ class Trait(Flag):
     """The server wants fewer requests."""
     TOO_LARGE = auto()
     """The server wants smaller requests."""
+    NO_ANSWER = auto()
+    """No answer came, or it was cut off."""
     TASK_MAY_CAUSE = auto()
     """One task of many may be the cause, so that halving the request helps."""
 
 
 _OF_KIND: Final[dict[type[Exception], Trait]] = {
-    RequestError: Trait.PASSING,
+    # A task that kills or blocks the server's process shows in nothing but this.
+    RequestError: Trait.PASSING | Trait.NO_ANSWER | Trait.TASK_MAY_CAUSE,
     DeadlineError: Trait.NONE,
     TlsError: Trait.FATAL,
     ReplyError: Trait.PASSING | Trait.TASK_MAY_CAUSE,
@@ -275,5 +278,5 @@ def traits_of(error: Exception) -> Trait:
         return _OF_STATUS.get(error.status, other)
     traits = next(_OF_KIND[kind] for kind in type(error).__mro__ if kind in _OF_KIND)
     if isinstance(error, RequestError) and not error.sent:
-        traits |= Trait.NOT_CARRIED_OUT
+        traits = traits & ~Trait.TASK_MAY_CAUSE | Trait.NOT_CARRIED_OUT
     return traits

@@ -16,12 +16,11 @@ if TYPE_CHECKING:
 
     from ctrlapi_async._redaction import Redactor
 
-_WORDS: Final = 200
+_WORDS: Final = 100
 """Characters of an answer's page that its error's message repeats."""
 _ACCESS: Final = (
-    "use an API key (`auth=ApiKey(...)`) or the proxy's login (`auth=(login, password)`), and see"
-    " that the server's settings switch the Control API on and that its nginx allows access, which"
-    " it denies by default"
+    "`auth` takes an ApiKey(...) or the (login, password) of a proxy; the server's settings must"
+    " switch the Control API on, and its nginx, which denies it by default, must allow it"
 )
 _ADVICE: Final = {
     400: "the server does not understand the request",

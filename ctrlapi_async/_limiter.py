@@ -180,7 +180,7 @@ class ConcurrencyLimiter:
     async def acquire(self) -> None:
         """Wait for a slot."""
         if not self._waiters and self._may_send():
-            self._take()
+            self._taken += 1
             return
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
@@ -213,7 +213,9 @@ class ConcurrencyLimiter:
             error: What it met; None after a good reply.
         """
         traits = None if error is None else traits_of(error)
-        # A slot is free for a moment whenever a reply has come, and that says nothing.
+        if self._taken >= self._strategy.slots:
+            self._all_in_use_at = now
+        # Slots that became free since, by replies of the same moment, say nothing.
         all_in_use = self._all_in_use_at >= sent_at
         alone = self._taken <= 1
         self._strategy.finished(Finished(sent_at, now, size, traits, all_in_use, alone))
@@ -239,11 +241,6 @@ class ConcurrencyLimiter:
                 logger.warning("request too large: %d task ids at most from now on", self.max_ids)
         self._give_out()
 
-    def _take(self) -> None:
-        self._taken += 1
-        if self._taken >= self._strategy.slots:
-            self._all_in_use_at = asyncio.get_running_loop().time()
-
     def _may_send(self) -> bool:
         return self._taken < self._strategy.slots and (
             not self.resume_at or asyncio.get_running_loop().time() >= self.resume_at
@@ -253,7 +250,7 @@ class ConcurrencyLimiter:
         while self._waiters and self._may_send():
             waiter = self._waiters.popleft()
             if not waiter.done():  # else cancelled, and its task has not run since
-                self._take()
+                self._taken += 1
                 waiter.set_result(None)
         self._arm_timer()
 

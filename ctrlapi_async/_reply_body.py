@@ -42,7 +42,7 @@ async def read_body(response: ClientResponse, pieces: list[bytes], limit: int) -
         return await _read_plain(response, pieces, limit)
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise ReplyError(f"a body with the content encoding {encoding[:40]!r}")
-    return await _read_compressed(response, pieces, limit)
+    return await _read_compressed(response, _Decompressor(encoding), pieces, limit)
 
 
 async def _read_plain(response: ClientResponse, pieces: list[bytes], limit: int) -> bool:
@@ -55,8 +55,9 @@ async def _read_plain(response: ClientResponse, pieces: list[bytes], limit: int)
     return True
 
 
-async def _read_compressed(response: ClientResponse, pieces: list[bytes], limit: int) -> bool:
-    decompressor = _Decompressor()
+async def _read_compressed(
+    response: ClientResponse, decompressor: _Decompressor, pieces: list[bytes], limit: int
+) -> bool:
     received = size = 0
     while chunk := await response.content.readany():
         received += len(chunk)
@@ -74,16 +75,21 @@ async def _read_compressed(response: ClientResponse, pieces: list[bytes], limit:
 
 
 class _Decompressor:
-    """Decompresses gzip and deflate, in one or several members."""
+    """Decompresses a body, which may have several members.
 
-    def __init__(self) -> None:
+    Args:
+        encoding: Its content encoding.
+    """
+
+    def __init__(self, encoding: str) -> None:
+        self._deflate = encoding == "deflate"
         self._member = zlib.decompressobj(_AUTOMATIC)
         self._started = False
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Yield what a part of the compressed data holds, `PIECE` bytes at a time."""
-        if not self._started and chunk[0] & 0x0F != zlib.DEFLATED and chunk[0] != 0x1F:
-            self._member = zlib.decompressobj(-zlib.MAX_WBITS)  # "deflate" without zlib's header
+        if not self._started and self._deflate and chunk[0] & 0x0F != zlib.DEFLATED:
+            self._member = zlib.decompressobj(-zlib.MAX_WBITS)  # some leave zlib's header out
         self._started = True
         try:
             while chunk:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache, cached_property, partial
 from operator import attrgetter, eq
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 from attrs import field, frozen
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@frozen(cache_hash=True)
-class Verdict:
-    """A task's outcome apart from its id; tasks with the same outcome share one object."""
+class Verdict(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
+    """A task's outcome apart from its id; tasks with the same outcome share one object.
+
+    `gc=False`: a dict of a million ids and verdicts is nothing that the garbage collector looks at.
+    """
 
     project_id: int
     result: StopResult
@@ -152,14 +154,25 @@ class StopReport(Mapping[int, StopOutcome]):
         return _expect_unique(report, len(document.outcomes))
 
 
-@frozen(repr=False, unsafe_hash=False)
+class LazyState(Protocol):
+    """A task's state that is made when it is looked up."""
+
+    @property
+    def status(self) -> TaskStatus | str | None:
+        """The task's status."""
+
+    def make(self) -> TaskState:
+        """Return the state."""
+
+
+@frozen(eq=False, repr=False)
 class StatusReport(Mapping[int, TaskState]):
     """An immutable mapping of task id to `TaskState`, in the order asked for.
 
     Reports come from a session, from `of` and from `from_json`.
     """
 
-    _states: Mapping[int, TaskState] = field(factory=dict, alias="_states")
+    _states: Mapping[int, TaskState | LazyState] = field(factory=dict, alias="_states")
 
     @classmethod
     def of(cls, states: Iterable[TaskState]) -> StatusReport:
@@ -167,13 +180,21 @@ class StatusReport(Mapping[int, TaskState]):
         return cls({state.task_id: state for state in states})
 
     def __getitem__(self, task_id: int) -> TaskState:
-        return self._states[task_id]
+        state = self._states[task_id]
+        return state if isinstance(state, TaskState) else state.make()
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._states)
 
     def __len__(self) -> int:
         return len(self._states)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StatusReport):
+            return NotImplemented
+        return dict(self.items()) == dict(other.items())
+
+    __hash__ = None  # type: ignore[assignment]  # as costly as it is useless
 
     def ids(self, *statuses: TaskStatus | str | None) -> list[int]:
         """Return the ids of the tasks with one of these statuses, in order; None: without one."""

@@ -82,20 +82,22 @@ class RequestSender:
     ) -> list[Rows | CtrlApiError]:
         """Return the answer to each call; large replies are read in steps."""
         if len(methods) > 1 or len(body) <= 2 * PIECE:
-            answers = decode_rows(body, methods, first_id, keep_bytes=keep_bytes)
-            return [self._redacted_answer(answer) for answer in answers]
-        whole: Rows | None = None
-        for piece in pieces(body):
-            [answer] = decode_rows(piece, methods, first_id, keep_bytes=keep_bytes)
-            answer = self._redacted_answer(answer)
-            if isinstance(answer, CtrlApiError):
-                return [answer]
-            if whole is None:
-                whole = answer
-            else:
-                whole.extend(answer)
+            return self._read(body, methods, first_id, keep_bytes=keep_bytes)
+        parts = pieces(body)
+        [whole] = self._read(next(parts), methods, first_id, keep_bytes=keep_bytes)
+        for part in parts:
             await asyncio.sleep(0)
-        return [whole] if whole is not None else []
+            [more] = self._read(part, methods, first_id, keep_bytes=keep_bytes)
+            if isinstance(whole, CtrlApiError) or isinstance(more, CtrlApiError):
+                return [whole if isinstance(whole, CtrlApiError) else more]
+            whole.extend(more)
+        return [whole]
+
+    def _read(
+        self, body: bytes, methods: Sequence[str], first_id: int, *, keep_bytes: bool
+    ) -> list[Rows | CtrlApiError]:
+        answers = decode_rows(body, methods, first_id, keep_bytes=keep_bytes)
+        return [self._redacted_answer(answer) for answer in answers]
 
     async def call(self, method: str, params: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
         """Send one request with a call of any method and return the raw result.
@@ -108,6 +110,7 @@ class RequestSender:
             CtrlApiError: What the request or the call met.
             TypeError: JSON cannot hold the params.
         """
+
         async def decode(body: bytes, call_id: int) -> Any:  # noqa: ANN401 - JSON
             return decode_result(body, method, call_id)
 
@@ -132,12 +135,9 @@ class RequestSender:
             reply = await self._transport.post(body, trace={"method": method, "tasks": size})
             result = await decode(reply, first_id)
         except CtrlApiError as caught:
-            error = self._redacted(caught)
             fate = str(caught.status) if isinstance(caught, HttpError) else type(caught).__name__
-            self._limiter.finished(sent_at=sent_at, now=loop.time(), size=size, error=error)
-            if error is caught:
-                raise
-            raise error from None
+            error = self._redacted(caught)
+            cause = caught.__cause__ if error is caught else None
         else:
             fate = "200"
             self._limiter.finished(sent_at=sent_at, now=loop.time(), size=size, error=None)
@@ -152,6 +152,9 @@ class RequestSender:
                     fate,
                     (loop.time() - sent_at) * 1000,
                 )
+        self._limiter.finished(sent_at=sent_at, now=loop.time(), size=size, error=error)
+        # Raised out here, the error has no context that could show what must not be shown.
+        raise error from cause
 
     def _redacted_answer(self, answer: Rows | CtrlApiError) -> Rows | CtrlApiError:
         if isinstance(answer, CtrlApiError):

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from enum import Enum
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from ctrlapi_async._bulk.batcher import Batcher, closed_error
 from ctrlapi_async._bulk.reconcile import RunOptions
 from ctrlapi_async._bulk.run import BulkRun, RunContext, StopRun
 from ctrlapi_async._bulk.source import SLICE, Targets, targets_across, targets_of
+from ctrlapi_async._bulk.states import KeptState
 from ctrlapi_async._errors import (
     CtrlApiError,
     StopIncompleteError,
@@ -31,9 +32,7 @@ from ctrlapi_async._models import (
     TaskState,
     expect_int,
     expect_seconds,
-    parse_status,
 )
-from ctrlapi_async._protocol.replies import details_of
 from ctrlapi_async._protocol.requests import TASK_STATUS, encode_request
 from ctrlapi_async._reports import StatusReport, StopReport
 from ctrlapi_async._retry import impossible_wait, last_moment, log_repeat, pause_after
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 
     from ctrlapi_async._auth import ApiKey
     from ctrlapi_async._models import AnyTaskIds, TaskIds
-    from ctrlapi_async._protocol.replies import DetailedRow, Row
+    from ctrlapi_async._protocol.replies import Row
 
 # Silent unless asked: without a handler Python prints warnings to stderr.
 logging.getLogger("ctrlapi_async").addHandler(logging.NullHandler())
@@ -280,11 +279,10 @@ class ControlSession:
                     f"not {restart_chain!r:.80}"
                 )
             params["restart_chain"] = restart_chain
-        states: dict[int, TaskState] = {}
+        states: dict[int, KeptState] = {}
 
         def on_row(task_id: int, row: Row, current: Row) -> None:
-            restarted_as = None if current.task_id == task_id else _state(current)
-            states[task_id] = _state(row, restarted_as)
+            states[task_id] = KeptState(row, None if current.task_id == task_id else current)
 
         run = BulkRun(
             targets_of(project_id, task_ids),
@@ -538,25 +536,13 @@ def _options(  # noqa: PLR0917 - the same for four methods
     )
 
 
-def _state(row: Row, restarted_as: TaskState | None = None) -> TaskState:
-    return TaskState(
-        row.task_id,
-        parse_status(row.status),
-        row.error,
-        restarted_as,
-        details_of(cast("DetailedRow", row)),
-    )
-
-
-async def _in_order(report: StopReport, states: dict[int, TaskState]) -> StatusReport:
+async def _in_order(report: StopReport, states: dict[int, KeptState]) -> StatusReport:
     """Return the states in the order of a report, with the event loop's turns in between."""
-    ordered: dict[int, TaskState] = {}
+    ordered: dict[int, KeptState | TaskState] = {}
     outcomes = iter(report)
     while piece := list(islice(outcomes, SLICE)):
         for task_id in piece:
-            state = states.get(task_id)
-            if state is None:
-                state = TaskState(task_id, None, report[task_id].error)
-            ordered[task_id] = state
+            kept = states.get(task_id)
+            ordered[task_id] = kept or TaskState(task_id, None, report[task_id].error)
         await asyncio.sleep(0)
     return StatusReport(ordered)

@@ -252,11 +252,11 @@ class Transport:
         self, attempt: _Attempt, failure: BaseException
     ) -> tuple[CtrlApiError, BaseException | None]:
         """Return the error for a failed attempt, and its cause unless that shows a secret."""
+        response = attempt.response
+        if response is not None and response.status != 200 and not isinstance(failure, HttpError):
+            return self._refused(attempt, response), None  # however its page ended
         if isinstance(failure, CtrlApiError):
             return failure, failure.__cause__
-        response = attempt.response
-        if response is not None and response.status != 200:
-            return self._refused(attempt, response), None  # however its page ended
         return client_error(
             Failure(
                 failure,

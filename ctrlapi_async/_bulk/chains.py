@@ -9,22 +9,24 @@ with as chains; any other task stands for itself.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attrs import define, evolve, field
 
+from ctrlapi_async._errors import ReplyError
 from ctrlapi_async._models import TaskStatus, parse_status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from ctrlapi_async._errors import ReplyError
     from ctrlapi_async._protocol.replies import Row, Rows
     from ctrlapi_async._reports import Verdict
 
-NO_STATUS: Final = "its row has neither a status nor an error"
-
-_LIVENESS: Final = {TaskStatus.RUNNING: 2, TaskStatus.SCHEDULED: 1, TaskStatus.EXPLORE: 1}
+_LIVENESS: Final[Mapping[object, int]] = {
+    TaskStatus.RUNNING: 2,
+    TaskStatus.SCHEDULED: 1,
+    TaskStatus.EXPLORE: 1,
+}
 """How much a task is alive, by its status; 0 for all others."""
 
 
@@ -34,7 +36,7 @@ class ChainFinding:
 
     Args:
         initial_id: The chain's first task, by which the chain is known.
-        rows: The chain's readable rows by task id.
+        rows: The chain's rows with a status, by task id.
         asked: Those task ids of the request that belong to it.
     """
 
@@ -47,24 +49,53 @@ class ChainFinding:
         """The row of the live task, else of the newest."""
         return max(self.rows.values(), key=_liveness)
 
+    def speaks_for(self, task_id: int) -> bool:
+        """Return whether a task's own row is among them, or that of a later task."""
+        return task_id in self.rows or self.current.task_id > task_id
+
+
+class Told(NamedTuple):
+    """What a reply says of tasks that stand for themselves.
+
+    Args:
+        status: Their status.
+        restarted_as: The current task of their chain, if that is another one; only if restarts
+            are not followed.
+    """
+
+    status: TaskStatus | str
+    restarted_as: int | None = None
+
 
 @define
 class Findings:
     """What a reply says of the tasks of one call.
 
     Args:
-        by_status: Tasks that stand for themselves, by status.
+        plain: Tasks that stand for themselves.
         chains: Restart chains.
         refused: Tasks whose row has an error in place of a status, by the error's text.
         missing: Tasks without a row.
         unreadable: Tasks whose row could not be read, and why.
     """
 
-    by_status: dict[TaskStatus | str, list[int]] = field(factory=dict)
+    plain: dict[Told, list[int]] = field(factory=dict)
     chains: list[ChainFinding] = field(factory=list)
     refused: dict[str, list[int]] = field(factory=dict)
     missing: list[int] = field(factory=list)
     unreadable: list[tuple[list[int], ReplyError]] = field(factory=list)
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """All tasks that do not stand for a chain."""
+        unreadable = (task_ids for task_ids, _ in self.unreadable)
+        return [*self.plain.values(), *self.refused.values(), self.missing, *unreadable]
+
+    def keep(self, choose: Callable[[list[int]], list[int]]) -> None:
+        """Leave out tasks that do not stand for a chain; `choose` returns those that remain."""
+        for task_ids in self.groups:
+            task_ids[:] = choose(task_ids)
+        self.plain = {told: task_ids for told, task_ids in self.plain.items() if task_ids}
 
 
 @define(eq=False)
@@ -73,8 +104,10 @@ class Chain:
 
     Args:
         initial_id: The chain's first task.
-        target: Its current task, the one that is asked about and stopped.
+        target: The task that requests are about, which is in one queue or job.
         asked: Tasks that were asked for and have no final verdict yet.
+        current: The row of the chain's current task in the latest reply, perhaps of another task
+            than `target`: then the chain goes on with that one when its turn comes.
         stop_sent_to: The task for which the server accepted a stop.
         verdict: The final verdict; None while the chain is open.
     """
@@ -82,12 +115,16 @@ class Chain:
     initial_id: int
     target: int
     asked: list[int]
+    current: Row
     stop_sent_to: int | None = None
     verdict: Verdict | None = None
 
 
 class ChainTable:
     """The restart chains of one project.
+
+    A task id stands for its chain wherever it is the target of an open one, but for requests that
+    check tasks for the first time: there each id stands for itself.
 
     Args:
         keep: How many chains with a final verdict are remembered; None: all.
@@ -98,12 +135,17 @@ class ChainTable:
         self._by_initial: dict[int, Chain] = {}
         self._open: dict[int, Chain] = {}
 
-    def by_initial(self, initial_id: int) -> Chain | None:
-        """Return the chain with this first task."""
-        return self._by_initial.get(initial_id)
+    @property
+    def known_any(self) -> bool:
+        """Whether there are any chains."""
+        return bool(self._by_initial)
+
+    def find(self, initial_id: int, target: int) -> Chain | None:
+        """Return the open chain with this target, else the chain with this first task."""
+        return self._open.get(target) or self._by_initial.get(initial_id)
 
     def by_target(self, task_id: int) -> Chain | None:
-        """Return the open chain whose current task this is."""
+        """Return the open chain whose target this is."""
         return self._open.get(task_id)
 
     def split(self, task_ids: list[int]) -> tuple[list[int], list[Chain]]:
@@ -119,22 +161,24 @@ class ChainTable:
         plain, chains = self.split(task_ids)
         return plain + [task_id for chain in chains for task_id in chain.asked]
 
-    def open(self, initial_id: int, target: int, asked: list[int]) -> Chain:
-        """Return a new chain, or the known one opened again for other tasks."""
-        chain = Chain(initial_id, target, asked)
+    def open(self, initial_id: int, current: Row, asked: list[int]) -> Chain:
+        """Return a new chain in place of any closed one."""
+        chain = Chain(initial_id, current.task_id, asked, current)
         self._by_initial[initial_id] = chain
-        self._open[target] = chain
+        self._open[chain.target] = chain
         return chain
 
-    def retarget(self, chain: Chain, target: int) -> bool:
-        """Note a chain's current task; return False if it has become one with another chain."""
+    def retarget(self, chain: Chain, current: Row) -> Chain | None:
+        """Let a chain go on with its current task; return None if another chain does already."""
         del self._open[chain.target]
-        other = self._open.setdefault(target, chain)
+        chain.current = current
+        other = self._open.setdefault(current.task_id, chain)
         if other is not chain:
+            self._by_initial[chain.initial_id] = other
             other.asked += chain.asked
-            return False
-        chain.target = target
-        return True
+            return None
+        chain.target = current.task_id
+        return chain
 
     def close(self, chain: Chain, verdict: Verdict) -> None:
         """Note a chain's final verdict."""
@@ -175,36 +219,41 @@ def parts_of(answer: Rows, size: int) -> Iterator[Rows | None]:
         yield evolve(answer, rows=rows)
 
 
-def read_statuses(answer: Rows, asked: list[int] | None) -> Findings:
+def read_statuses(answer: Rows, asked: list[int] | None, *, follow: bool = True) -> Findings:
     """Return what an answer to TaskStatus says.
 
     Args:
         answer: The rows, in any order; of several for one task, one that is not Running wins.
         asked: The tasks asked about; None for all that the server names, of each chain its
             current task.
+        follow: Whether tasks of a restart chain stand for the chain.
     """
-    if asked is not None and (usual := _read_usual(answer.rows, asked)) is not None:
+    if follow and asked is not None and (usual := _read_usual(answer.rows, asked)) is not None:
         return usual
     findings = Findings()
-    by_task = _by_task(answer.rows)
+    by_task = rows_by_task(answer.rows)
     members = _chain_members(by_task)
     chains = {initial_id: ChainFinding(initial_id, of) for initial_id, of in members.items()}
     if asked is None:
         currents = {one.current.task_id for one in chains.values()}
         asked = [n for n, row in by_task.items() if n in currents or _initial(row) not in members]
-    statuses: dict[str, list[int]] = {}
+        asked += answer.unreadable_tasks.keys() - by_task.keys()
+    statuses: dict[tuple[str, int | None], list[int]] = {}
     for task_id in asked:
         row = by_task.get(task_id)
         chain = chains.get(task_id if row is None else _initial(row))
-        if chain is not None:
+        if follow and chain is not None and chain.speaks_for(task_id):
             chain.asked.append(task_id)
-        elif row is None:
-            _note_missing(findings, answer, task_id)
-        elif row.status is not None:
-            statuses.setdefault(row.status, []).append(task_id)
-        else:
-            findings.refused.setdefault(row.error or NO_STATUS, []).append(task_id)
-    _group(findings, statuses)
+        elif row is None or not (row.status or row.error):
+            _note_missing(findings, answer, task_id, row)
+        elif row.status:
+            current = task_id if chain is None else chain.current.task_id
+            restarted_as = None if current == task_id else current
+            statuses.setdefault((row.status, restarted_as), []).append(task_id)
+        elif row.error:
+            findings.refused.setdefault(row.error, []).append(task_id)
+    for (text, restarted_as), task_ids in statuses.items():
+        _note(findings, text, task_ids, restarted_as)
     findings.chains = [chain for chain in chains.values() if chain.asked]
     return findings
 
@@ -225,7 +274,7 @@ def _read_usual(rows: list[Row], asked: list[int]) -> Findings | None:
             statuses[row.status].append(task_id)
         else:
             restarts.append(row)
-    if list(by_task) != asked or len(asked) + len(restarts) != len(rows) or None in statuses:
+    if list(by_task) != asked or len(asked) + len(restarts) != len(rows) or not all(statuses):
         return None
     restarted_as = {row.task_id for row in restarts}
     if len(restarted_as) < len(restarts) or not restarted_as.isdisjoint(by_task):
@@ -234,30 +283,37 @@ def _read_usual(rows: list[Row], asked: list[int]) -> Findings | None:
     for row in restarts:
         initial_id = _initial(row)
         first = by_task.get(initial_id)
-        if first is None or row.status is None:
+        if first is None or not row.status:
             return None
         finding = ChainFinding(initial_id, {initial_id: first}, [initial_id])
         chains.setdefault(initial_id, finding).rows[row.task_id] = row
     for text in {by_task[initial_id].status for initial_id in chains}:
         statuses[text] = [task_id for task_id in statuses[text] if task_id not in chains]
     findings = Findings(chains=list(chains.values()))
-    _group(findings, statuses)
+    for text, task_ids in statuses.items():
+        if task_ids:
+            _note(findings, text, task_ids)
     return findings
 
 
-def _group(findings: Findings, statuses: dict[str, list[int]]) -> None:
-    """Group tasks by status, however it is spelled."""
-    for text, task_ids in statuses.items():
-        status = parse_status(text) or text
-        if status in findings.by_status:
-            findings.by_status[status] += task_ids
-        elif task_ids:
-            findings.by_status[status] = task_ids
+def _note(
+    findings: Findings, text: str, task_ids: list[int], restarted_as: int | None = None
+) -> None:
+    """Note the status of tasks, however it is spelled."""
+    told = Told(parse_status(text) or text, restarted_as)
+    if told in findings.plain:
+        findings.plain[told] += task_ids
+    else:
+        findings.plain[told] = task_ids
 
 
-def _note_missing(findings: Findings, answer: Rows, task_id: int) -> None:
-    """Note a task without a readable row."""
-    if (error := answer.unreadable_tasks.get(task_id)) is not None:
+def _note_missing(findings: Findings, answer: Rows, task_id: int, row: Row | None) -> None:
+    """Note a task without a readable row, or whose row says nothing."""
+    if row is not None:
+        where = f"{answer.where}[{answer.rows.index(row)}]"
+        nothing = ReplyError("neither `status` nor `error`", where)
+        findings.unreadable.append(([task_id], nothing))
+    elif (error := answer.unreadable_tasks.get(task_id)) is not None:
         findings.unreadable.append(([task_id], error))
     elif answer.unreadable:
         findings.unreadable.append(([task_id], answer.unreadable[0]))
@@ -269,14 +325,13 @@ def _initial(row: Row) -> int:
     return row.task_id if row.initial_task_id is None else row.initial_task_id
 
 
-def _by_task(rows: Iterable[Row]) -> dict[int, Row]:
+def rows_by_task(rows: Iterable[Row]) -> dict[int, Row]:
     """Return one row a task."""
     by_task: dict[int, Row] = {}
     for row in rows:
         known = by_task.setdefault(row.task_id, row)
         if known is not row and (
-            known.status is None
-            or (row.status is not None and parse_status(known.status) is TaskStatus.RUNNING)
+            not known.status or (row.status and parse_status(known.status) is TaskStatus.RUNNING)
         ):
             by_task[row.task_id] = row
     return by_task
@@ -289,7 +344,7 @@ def _chain_members(by_task: dict[int, Row]) -> dict[int, dict[int, Row]]:
     }
     if members:
         for row in by_task.values():
-            if (initial_id := _initial(row)) in members and row.status is not None:
+            if (initial_id := _initial(row)) in members and row.status:
                 members[initial_id][row.task_id] = row
     return {initial_id: rows for initial_id, rows in members.items() if rows}
 

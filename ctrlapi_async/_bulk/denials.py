@@ -42,13 +42,13 @@ class Denials:
         self._inexact: set[str] = set()
         """Methods whose refusals are known to name good ids as well."""
 
-    def join_known(self, job: Job) -> None:
-        """Let a job of doubtful tasks ask about a known one as well, if that may tell more."""
-        method = job.kind.method
-        if job.doubtful and method not in self._exact | self._inexact:
-            [call] = job.calls
-            known = self._reconciler.known_tasks.get(call.project_id)
-            job.companion = None if known in listed_ids(call) else known
+    def companion(self, job: Job) -> int | None:
+        """Return a known task to be asked about along with doubtful ones, if that may tell more."""
+        if not job.doubtful or job.kind.method in self._exact | self._inexact:
+            return None
+        [call] = job.calls
+        known = self._reconciler.known_tasks.get(call.project_id)
+        return None if known in listed_ids(call) else known
 
     def succeeded(self, job: Job) -> None:
         """Note that the server accepted all tasks of a call."""
@@ -85,8 +85,8 @@ class Denials:
             self._deny(job, call.project_id, call.task_ids, error)
         elif job.kind is JobKind.CHECK:
             self._spare -= job.doubtful
-            half = min(self._schedule.group_size or job.size, job.size // 2)
-            self._schedule.group_size = max(1, half) if self._spare > 0 else 1
+            size = min(self._schedule.group_size or job.size, job.size // 2)
+            self._schedule.group_size = max(1, size) if self._spare > 0 else 1
             self._schedule.doubtful.add(call.project_id, call.task_ids, now)
         else:
             for half in job.halves():

@@ -100,7 +100,7 @@ class Job:
         return evolve(self, calls=calls, state=JobState.QUEUED, companion=None, doubtful=False)
 
     def renewed(self, calls: list[TaskCall]) -> Job:
-        """Return a queued job for some of the calls, as if it had not been sent: it was answered."""
+        """Return a queued job for some of the calls, without history: it was answered."""
         return evolve(self.part(calls), attempt=0, first_fault_at=None)
 
     def halves(self) -> tuple[Job, Job]:

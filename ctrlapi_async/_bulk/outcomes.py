@@ -7,6 +7,8 @@ from collections import Counter, deque
 from itertools import repeat
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
+from msgspec.structs import replace
+
 from ctrlapi_async._bulk.chains import ChainTable
 from ctrlapi_async._models import StopResult, TaskStatus
 from ctrlapi_async._reports import Verdict
@@ -147,8 +149,20 @@ class Outcomes:
         return table
 
     def admit(self, project_id: int, task_ids: list[int]) -> list[int]:
-        """Enter tasks that were asked for, and return those that are new; see `OutcomeStore`."""
-        return self.store.admit(task_ids, self._verdict(project_id, StopResult.NOT_SENT))
+        """Enter tasks that were asked for, and return those to be checked; see `OutcomeStore`."""
+        new = self.store.admit(task_ids, self._verdict(project_id, StopResult.NOT_SENT))
+        plain, chains = self.chains(project_id).split(new)
+        for chain in chains:
+            self.join(chain, chain.target)
+        return plain
+
+    def unchecked(self, project_id: int, task_ids: list[int]) -> list[int]:
+        """Return those tasks of which nothing is known yet, by their chain either."""
+        if not self.chains(project_id).known_any:
+            return task_ids
+        nothing = self._verdict(project_id, StopResult.NOT_SENT)
+        verdicts = self.store.verdicts
+        return [task_id for task_id in task_ids if verdicts.get(task_id) is nothing]
 
     def asked(self, project_id: int, task_ids: list[int]) -> list[int]:
         """Return the tasks that were asked for, given the tasks that a request is about."""
@@ -163,10 +177,27 @@ class Outcomes:
         error: str | None = None,
     ) -> None:
         """Note what is known of tasks whose outcome is not final yet."""
-        for asked, verdict in self._shared(project_id, task_ids, result, status, error):
-            self.store.mark(asked, verdict)
+        plain, chains = self.chains(project_id).split(task_ids)
+        verdict = self._verdict(project_id, result, status, error)
+        self.store.mark(plain, verdict)
+        for chain in chains:
+            for group, restarted_as in _by_restart(chain.target, chain.asked):
+                self.store.mark(group, verdict.of_restart(restarted_as))
 
-    def settle(
+    def join(self, chain: Chain, task_id: int) -> None:
+        """Let a task that was asked for share the outcome of an open chain."""
+        known = self.store.verdicts[chain.asked[0]]
+        chain.asked.append(task_id)
+        restarted_as = None if task_id == chain.target else chain.target
+        self.store.mark([task_id], known.of_restart(restarted_as))
+
+    def settle_asked(
+        self, project_id: int, task_ids: list[int], result: StopResult, error: str
+    ) -> None:
+        """Give tasks a final outcome that were not checked yet: each stands for itself."""
+        self.store.settle(task_ids, self._verdict(project_id, result, None, error))
+
+    def settle(  # noqa: PLR0917 - as for `StopOutcome`
         self,
         project_id: int,
         task_ids: list[int],
@@ -187,12 +218,7 @@ class Outcomes:
             self.join_closed(chain, asked)
 
     def settle_known(
-        self,
-        project_id: int,
-        task_ids: list[int],
-        result: StopResult | None,
-        error: str | None,
-        seen: TaskStatus | None = None,
+        self, project_id: int, task_ids: list[int], result: StopResult | None, error: str | None
     ) -> None:
         """Give tasks a final outcome with the status that they were last seen with.
 
@@ -201,21 +227,20 @@ class Outcomes:
             task_ids: The tasks.
             result: The result; None for the one that was noted.
             error: The error's text; None for the one that was noted.
-            seen: The status, if none was noted.
         """
         groups: dict[Verdict, list[int]] = {}
         verdicts = self.store.verdicts
         plain, chains = self.chains(project_id).split(task_ids)
-        for task_id in plain + [chain.target for chain in chains if chain.asked]:
-            chain = self.chains(project_id).by_target(task_id)
-            known = verdicts[chain.asked[0] if chain is not None else task_id]
-            groups.setdefault(known, []).append(task_id)
+        for task_id in plain:
+            groups.setdefault(verdicts[task_id], []).append(task_id)
+        for chain in chains:
+            groups.setdefault(verdicts[chain.asked[0]], []).append(chain.target)
         for known, members in groups.items():
             self.settle(
                 project_id,
                 members,
                 result or known.result,
-                known.status or seen,
+                known.status,
                 error or known.error,
             )
 
@@ -224,22 +249,6 @@ class Outcomes:
         verdict = cast("Verdict", chain.verdict)
         for group, restarted_as in _by_restart(chain.target, task_ids):
             self.store.settle(group, verdict.of_restart(restarted_as))
-
-    def _shared(
-        self,
-        project_id: int,
-        task_ids: list[int],
-        result: StopResult,
-        status: TaskStatus | str | None,
-        error: str | None,
-    ) -> Iterator[tuple[list[int], Verdict]]:
-        """Return the verdict of each task that was asked for, those with the same together."""
-        plain, chains = self.chains(project_id).split(task_ids)
-        verdict = self._verdict(project_id, result, status, error)
-        yield plain, verdict
-        for chain in chains:
-            for group, restarted_as in _by_restart(chain.target, chain.asked):
-                yield group, verdict.of_restart(restarted_as)
 
     def _verdict(
         self,
@@ -275,12 +284,12 @@ class Outcomes:
         """Return how many tasks have each result now.
 
         Args:
-            open_tasks: Tasks without a final outcome of which more is known than NOT_SENT.
+            open_tasks: All tasks that were checked and have no final outcome.
         """
         counts = dict.fromkeys(StopResult, 0)
         counts.update(self.store.settled)
         counts[StopResult.NOT_SENT] += self.store.total - self.store.done
-        for project_id, task_ids, result, *_ in open_tasks:
+        for project_id, task_ids, result, _ in open_tasks:
             size = len(self.asked(project_id, task_ids))
             counts[result] += size
             counts[StopResult.NOT_SENT] -= size
@@ -289,31 +298,28 @@ class Outcomes:
     def snapshot(self, open_tasks: Iterable[OpenTasks]) -> dict[int, Verdict]:
         """Return what is known of each task now; arguments as for `counts`."""
         verdicts = dict(self.store.verdicts)
-        for project_id, task_ids, result, status, error, noted in open_tasks:
-            if not noted:
-                for asked, verdict in self._shared(project_id, task_ids, result, status, error):
-                    verdicts.update(zip(asked, repeat(verdict)))
+        for project_id, task_ids, result, error in open_tasks:
+            if result is StopResult.UNCONFIRMED:  # any other result is marked
+                for task_id in self.asked(project_id, task_ids):
+                    known = verdicts[task_id]
+                    verdicts[task_id] = replace(known, result=result, error=error)
         return verdicts
 
 
 class OpenTasks(NamedTuple):
-    """Tasks without a final outcome, and what is known of them.
+    """Tasks that were checked and have no final outcome.
 
     Args:
         project_id: Their project.
         task_ids: The tasks that requests are about.
         result: Their result, were the run to end now.
-        status: The status that they were last seen with.
         error: Why that would be their result; None: because the run ended.
-        noted: Whether the store holds all this already (`Outcomes.mark`).
     """
 
     project_id: int
     task_ids: list[int]
     result: StopResult
-    status: TaskStatus | None = None
     error: str | None = None
-    noted: bool = False
 
 
 def _by_restart(target: int, task_ids: list[int]) -> Iterator[tuple[list[int], int | None]]:

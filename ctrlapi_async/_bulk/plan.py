@@ -17,7 +17,7 @@ from ctrlapi_async._bulk.causes import Causes
 from ctrlapi_async._bulk.denials import Denials
 from ctrlapi_async._bulk.jobs import Job, JobKind, JobState, listed_ids
 from ctrlapi_async._bulk.outcomes import OpenTasks, Outcomes
-from ctrlapi_async._bulk.polls import FIRST_PAUSE, PollSeries
+from ctrlapi_async._bulk.polls import PollSeries
 from ctrlapi_async._bulk.reconcile import Reconciler
 from ctrlapi_async._bulk.recovery import Recovery
 from ctrlapi_async._bulk.schedule import Schedule
@@ -85,12 +85,7 @@ class StopPlan:
             random=random,
         )
         self._pending_polls = PollSeries(schedule.pending, schedule.due_pending, began)
-        self._stopped_polls = PollSeries(
-            schedule.stopped,
-            schedule.due_stopped,
-            began,
-            min(FIRST_PAUSE, (options.wait_stopped or 0.0) / 2),
-        )
+        self._stopped_polls = PollSeries(schedule.stopped, schedule.due_stopped, began)
         self._only_following = False
         self._last_stop = self._ended_at = began
         self._requests: Counter[str] = Counter()
@@ -149,9 +144,10 @@ class StopPlan:
         """
         if self.done or self.fatal_error is not None:
             return None
-        while (job := self._schedule.take(self._limit(max_ids), now)) is not None:
-            if self._keep_wanted(job):
-                self._denials.join_known(job)
+        limit = self._limit(max_ids)
+        while (job := self._schedule.take(limit, now)) is not None:
+            if self._keep_current(job, now) and self._keep_wanted(job):
+                job.companion = self._denials.companion(job) if job.size < limit else None
                 job.state = JobState.IN_FLIGHT
                 job.attempt += 1
                 self._requests[job.kind.method] += 1
@@ -177,19 +173,37 @@ class StopPlan:
             dropped = RequestError("no caller waits for this task any more", sent=False)
             calls, job.calls = job.calls, []
             for call in calls:
-                wanted, unwanted = self._divide_wanted(call)
+                wanted, unwanted = self._divide_wanted(job, call)
                 self._reconciler.give_up(job, call.project_id, unwanted, dropped)
                 if wanted or call.task_ids is ALL_ACTIVE:
                     job.calls.append(TaskCall(call.project_id, wanted or ALL_ACTIVE))
         return bool(job.calls)
 
-    def _divide_wanted(self, call: TaskCall) -> tuple[list[int], list[int]]:
+    def _divide_wanted(self, job: Job, call: TaskCall) -> tuple[list[int], list[int]]:
         wanted: list[int] = []
         unwanted: list[int] = []
         for task_id in listed_ids(call):
-            asked = self._outcomes.asked(call.project_id, [task_id])
+            asked = [task_id]
+            if job.kind is not JobKind.CHECK:
+                asked = self._outcomes.asked(call.project_id, asked)
             (unwanted if self._unwanted.issuperset(asked) else wanted).append(task_id)
         return wanted, unwanted
+
+    def _keep_current(self, job: Job, now: float) -> bool:
+        """Take out of a job what restart chains have outdated; return whether something is left."""
+        if job.kind is JobKind.STOP:
+            calls = [self._reconciler.still_current(call, now, sent=False) for call in job.calls]
+            job.calls = [call for call in calls if call.task_ids]
+        elif job.kind is JobKind.CHECK:
+            calls = [self._unchecked_of(call) for call in job.calls]
+            job.calls = [call for call in calls if call.task_ids]
+        return bool(job.calls)
+
+    def _unchecked_of(self, call: TaskCall) -> TaskCall:
+        if call.task_ids is ALL_ACTIVE:
+            return call
+        project_id, task_ids = call.project_id, listed_ids(call)
+        return TaskCall(project_id, self._outcomes.unchecked(project_id, task_ids))
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -364,53 +378,65 @@ class StopPlan:
 
     def _close(self, error: Exception | None, now: float) -> None:
         """Settle every task that has no final outcome yet."""
-        words = None if error is None else text_of(error)
         listing = self.listing
         for job in self._schedule.jobs:
             if job.lost is not None:
                 self.note(job.lost)
-        for project_id, task_ids, result, status, why, noted in list(self._open_tasks()):
-            if result is StopResult.STOP_SENT:
-                self._reconciler.settle_still_running(project_id, task_ids)
-            elif noted:
-                self._outcomes.settle_known(project_id, task_ids, None, None)
-            else:
-                dead = self._recovery.dead_projects.get(project_id)
-                text = why or (words if dead is None else text_of(dead))
-                self._outcomes.settle(project_id, task_ids, result, status, text)
+        if error is not None:
+            for project_id, task_ids in list(self._unchecked()):
+                text = self._why_ended(project_id, error)
+                self._outcomes.settle_asked(project_id, task_ids, StopResult.NOT_SENT, text)
+            for project_id, task_ids, result, why in list(self._open_tasks()):
+                # Nobody knows that a stopped task has ended.
+                stopped = result is StopResult.STOP_SENT
+                final = StopResult.STILL_RUNNING if stopped else result
+                words = why or self._why_ended(project_id, error)
+                self._outcomes.settle_known(
+                    project_id, task_ids, final, words if final in UNANSWERED else None
+                )
         unanswered = any(self._outcomes.store.settled[result] for result in UNANSWERED)
         if error is not None and (listing or unanswered):
             self.note(error)
         self.done = True
         self._ended_at = now
 
+    def _why_ended(self, project_id: int, error: Exception) -> str:
+        return text_of(self._recovery.dead_projects.get(project_id, error))
+
     # --- what is known ------------------------------------------------------------------------
 
+    def _unchecked(self) -> Iterator[tuple[int, list[int]]]:
+        """Return all tasks of which nothing is known yet."""
+        calls = [*self._schedule.unchecked, *self._schedule.doubtful]
+        for job in self._schedule.jobs:
+            if job.kind is JobKind.CHECK:
+                calls += ((call.project_id, listed_ids(call)) for call in job.calls)
+        for project_id, task_ids in calls:
+            yield project_id, self._outcomes.unchecked(project_id, task_ids)
+
     def _open_tasks(self) -> Iterator[OpenTasks]:
-        """Return all tasks without a final outcome, and what they are known to be."""
-        schedule, seen = self._schedule, self._reconciler.seen
-        for queue, result, status, noted in (
-            (schedule.unchecked, StopResult.NOT_SENT, None, False),
-            (schedule.doubtful, StopResult.NOT_SENT, None, False),
-            (schedule.running, StopResult.NOT_SENT, seen, False),
-            (schedule.refused, StopResult.UNAVAILABLE, None, True),
-            (schedule.pending, StopResult.NOT_RUNNING, None, True),
-            (schedule.due_pending, StopResult.NOT_RUNNING, None, True),
-            (schedule.stopped, StopResult.STOP_SENT, None, True),
-            (schedule.due_stopped, StopResult.STOP_SENT, None, True),
+        """Return all tasks that were checked and have no final outcome."""
+        schedule = self._schedule
+        for queue, result in (
+            (schedule.running, StopResult.NOT_SENT),
+            (schedule.refused, StopResult.UNAVAILABLE),
+            (schedule.pending, StopResult.NOT_RUNNING),
+            (schedule.due_pending, StopResult.NOT_RUNNING),
+            (schedule.stopped, StopResult.STOP_SENT),
+            (schedule.due_stopped, StopResult.STOP_SENT),
         ):
             for project_id, task_ids in queue:
-                yield OpenTasks(project_id, task_ids, result, status, None, noted)
+                yield OpenTasks(project_id, task_ids, result)
         for job in schedule.jobs:
-            result, noted = _OPEN_RESULT[job.kind]
-            status = seen if job.kind in (JobKind.STOP, JobKind.VERIFY) else None
-            error = None
+            if job.kind is JobKind.CHECK:
+                continue
+            result, error = _OPEN_RESULT[job.kind], None
             if job.lost is not None:
                 result, error = StopResult.UNCONFIRMED, text_of(job.lost)
             elif job.kind is JobKind.STOP and job.state is JobState.IN_FLIGHT:
                 result = StopResult.UNCONFIRMED
             for call in job.calls:
-                yield OpenTasks(call.project_id, listed_ids(call), result, status, error, noted)
+                yield OpenTasks(call.project_id, listed_ids(call), result, error)
 
     @property
     def counts(self) -> dict[StopResult, int]:
@@ -451,11 +477,10 @@ class StopPlan:
 
 
 _OPEN_RESULT: Final = {
-    JobKind.CHECK: (StopResult.NOT_SENT, False),
-    JobKind.STOP: (StopResult.NOT_SENT, False),
-    JobKind.VERIFY: (StopResult.UNCONFIRMED, False),
-    JobKind.EXPLAIN: (StopResult.UNAVAILABLE, True),
-    JobKind.POLL_PENDING: (StopResult.NOT_RUNNING, True),
-    JobKind.POLL_STOPPED: (StopResult.STOP_SENT, True),
+    JobKind.STOP: StopResult.NOT_SENT,
+    JobKind.VERIFY: StopResult.UNCONFIRMED,
+    JobKind.EXPLAIN: StopResult.UNAVAILABLE,
+    JobKind.POLL_PENDING: StopResult.NOT_RUNNING,
+    JobKind.POLL_STOPPED: StopResult.STOP_SENT,
 }
-"""The result of a job's tasks, were the run to end now, and whether the store holds it."""
+"""The result of a job's tasks, were the run to end now."""

@@ -19,20 +19,16 @@ class PollSeries:
         waiting: The tasks to be asked about.
         due: Where they are put when it is time.
         now: The time in seconds.
-        first_pause: Seconds before the first time.
     """
 
-    def __init__(
-        self, waiting: TaskQueue, due: TaskQueue, now: float, first_pause: float = FIRST_PAUSE
-    ) -> None:
+    def __init__(self, waiting: TaskQueue, due: TaskQueue, now: float) -> None:
         self._waiting = waiting
         self._due = due
-        self._first_pause = first_pause
         self.restart(now)
 
     def restart(self, now: float) -> None:
         """Begin the series anew."""
-        self._pause = self._first_pause
+        self._pause = FIRST_PAUSE
         self._next_at = now + self._pause
 
     @property
@@ -40,7 +36,7 @@ class PollSeries:
         """When tasks are asked about next, in seconds; infinite if none wait."""
         if not self._waiting.size:
             return float("inf")
-        return max(self._next_at, self._waiting.since + self._first_pause)
+        return max(self._next_at, self._waiting.since + FIRST_PAUSE)
 
     def wake(self, now: float) -> None:
         """Move the tasks that wait if it is time."""

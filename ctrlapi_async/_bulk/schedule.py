@@ -29,6 +29,8 @@ class _Portion(NamedTuple):
     limit: int
     jobs: int
     projects: int = 1000
+    urgent: bool = False
+    """Whether it goes before jobs that are queued."""
 
 
 class Schedule:
@@ -102,19 +104,16 @@ class Schedule:
 
     def take(self, limit: int, now: float) -> Job | None:
         """Remove the job that goes next; arguments as for `ready`."""
-        portions = self._portions(limit, now)
-        urgent = next(portions)
-        if urgent.jobs:
-            return self._cut(urgent)
+        portion = next(self._portions(limit, now), None)
         queued = (self.in_state(JobState.QUEUED, JobKind.STOP), self.in_state(JobState.QUEUED))
-        if (job := next(chain(*queued), None)) is not None:
-            while job.size > limit:
-                del self.jobs[job]
-                job, other = job.halves()
-                self.jobs = {job: None, other: None} | self.jobs
-            return job
-        portion = next((one for one in portions if one.jobs), None)
-        return self._cut(portion) if portion is not None else None
+        job = next(chain(*queued), None)
+        if portion is not None and (portion.urgent or job is None):
+            return self._cut(portion)
+        while job is not None and job.size > limit:
+            del self.jobs[job]
+            job, other = job.halves()
+            self.jobs = {job: None, other: None} | self.jobs
+        return job
 
     def _cut(self, portion: _Portion) -> Job:
         calls = portion.queue.take(portion.limit, projects=portion.projects)
@@ -129,37 +128,40 @@ class Schedule:
         left to check. What was asked before is asked again when there is nothing else to do.
         """
         waited = self._waited(self.running, now)
-        yield _Portion(self.running, JobKind.STOP, limit, _jobs(self.running, limit, waited))
-        yield self._doubtful_portion(limit)
+        if jobs := _jobs(self.running, limit, waited):
+            yield _Portion(self.running, JobKind.STOP, limit, jobs, urgent=True)
+        if self.doubtful.size:
+            yield from self._doubtful_portion(limit)
         partial = not self.input_open or self._waited(self.unchecked, now)
-        yield _Portion(self.unchecked, JobKind.CHECK, limit, _jobs(self.unchecked, limit, partial))
+        if jobs := _jobs(self.unchecked, limit, partial):
+            yield _Portion(self.unchecked, JobKind.CHECK, limit, jobs)
         checked = not (
             self.input_open
             or self.unchecked.size
             or self.doubtful.size
             or self.any_job(JobKind.CHECK, waiting=False)
         )
-        tail = checked and not waited and self.running.size % limit > 0
-        yield _Portion(self.running, JobKind.STOP, limit, int(tail))
+        if checked and not waited and self.running.size % limit:
+            yield _Portion(self.running, JobKind.STOP, limit, 1)
         stopped = checked and not (
             self.running.size or self.any_job(JobKind.STOP, JobKind.VERIFY, waiting=False)
         )
         stopped = stopped or self._waited(self.refused, now)
-        yield _Portion(self.refused, JobKind.EXPLAIN, limit, _jobs(self.refused, limit, stopped))
-        for queue, kind in (
-            (self.due_pending, JobKind.POLL_PENDING),
-            (self.due_stopped, JobKind.POLL_STOPPED),
+        for queue, kind, partial in (
+            (self.refused, JobKind.EXPLAIN, stopped),
+            (self.due_pending, JobKind.POLL_PENDING, True),
+            (self.due_stopped, JobKind.POLL_STOPPED, True),
         ):
-            yield _Portion(queue, kind, limit, _jobs(queue, limit, partial=True))
+            if jobs := _jobs(queue, limit, partial):
+                yield _Portion(queue, kind, limit, jobs)
 
-    def _doubtful_portion(self, limit: int) -> _Portion:
+    def _doubtful_portion(self, limit: int) -> Iterator[_Portion]:
         size = min(limit, self.group_size or limit)
-        jobs = _jobs(self.doubtful, size, partial=True)
-        if jobs:
-            room = DOUBTFUL_IN_FLIGHT if size > 1 else limit
-            room -= sum(job.doubtful for job in self.in_state(JobState.IN_FLIGHT, JobKind.CHECK))
-            jobs = min(jobs, max(0, room))
-        return _Portion(self.doubtful, JobKind.CHECK, size, jobs, projects=1)
+        room = DOUBTFUL_IN_FLIGHT if size > 1 else limit
+        room -= sum(job.doubtful for job in self.in_state(JobState.IN_FLIGHT, JobKind.CHECK))
+        if room > 0:
+            jobs = min(_jobs(self.doubtful, size, partial=True), room)
+            yield _Portion(self.doubtful, JobKind.CHECK, size, jobs, projects=1)
 
     def _waited(self, queue: TaskQueue, now: float) -> bool:
         return self._streaming and queue.since + FLUSH_AFTER <= now

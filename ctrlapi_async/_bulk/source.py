@@ -56,7 +56,7 @@ def targets_of(project_id: int, task_ids: AnyTaskIds) -> Targets:
         return Targets(listed={project_id: task_ids})
     wrong = isinstance(task_ids, str | bytes | bytearray | memoryview | Mapping | bool)
     if not wrong and isinstance(task_ids, Iterable):
-        copied = list(task_ids) if isinstance(task_ids, Collection) else task_ids
+        copied = tuple(task_ids) if isinstance(task_ids, Collection) else task_ids
         return Targets(listed={project_id: copied})
     if not wrong and isinstance(task_ids, SupportsIndex):
         return Targets(listed={project_id: [expect_int("a task id", task_ids)]})

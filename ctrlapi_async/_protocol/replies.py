@@ -33,7 +33,6 @@ class _Reply(msgspec.Struct, Generic[T]):
 _ANY: Final = msgspec.json.Decoder(_Reply[Any])
 _ROWS: Final = msgspec.json.Decoder(_Reply[list[Row]])
 _RAW_ROWS: Final = msgspec.json.Decoder(_Reply[list[msgspec.Raw]])
-_ROW: Final = msgspec.json.Decoder(Row)
 
 _BOM: Final = b"\xef\xbb\xbf"
 _FAULTS: Final = (msgspec.DecodeError, ValueError, RecursionError)
@@ -118,18 +117,17 @@ def _read_rows(body: bytes, *, keep_bytes: bool) -> _Found | None:
     Raises:
         Exception: One of `_FAULTS`, if the reply is not sound.
     """
-    reply: _Reply[Any] = (_RAW_ROWS if keep_bytes else _ROWS).decode(body)
+    reply: _Reply[Any] = _ROWS.decode(body)
+    texts: list[Any] | None = _RAW_ROWS.decode(body).reply if keep_bytes else None
     arrays = 1
     total = 0
     for place, entry in enumerate(reply.reply or ()):
         arrays += entry.errors is not None
         if entry.result is msgspec.UNSET:
             continue
-        rows: list[Row] = (
-            [DetailedRow.of(_ROW.decode(raw), bytes(raw)) for raw in entry.result]
-            if keep_bytes
-            else entry.result
-        )
+        rows: list[Row] = entry.result
+        if texts is not None:
+            rows = list(map(DetailedRow.of, rows, map(bytes, texts[place].result)))
         for row in rows:
             if row.error is not None or row.errors is not None or not row.status:
                 row.normalize()

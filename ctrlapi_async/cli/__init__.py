@@ -8,12 +8,11 @@ what is slow to import is imported by those who use it.
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Final
 
 from ctrlapi_async.cli.exits import CommandError, Exit, UsageError
-from ctrlapi_async.cli.streams import complain
+from ctrlapi_async.cli.streams import complain, discard_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,9 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _status_of(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:  # somebody has read enough of a help text
-        # Python flushes once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except (BrokenPipeError, SystemExit):  # from rich, too: who reads a help text has read enough
+        discard_output()
         status = Exit.OK
     except CommandError as error:
         complain(error)

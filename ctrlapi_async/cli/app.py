@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
+from ctrlapi_async import __version__
 from ctrlapi_async.cli import config, demo, simulate, status, stop
 from ctrlapi_async.cli.exits import Exit, UsageError
 
@@ -36,18 +37,9 @@ Shell completion: ctrlapi-async --install-completion (bash, zsh, fish).
 """
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("ctrlapi-async")
-    except PackageNotFoundError:
-        return "not installed"
-
-
 app = App(
     name="ctrlapi-async",
-    version=_version,
+    version=__version__,
     version_flags=["--version", "-V"],
     suppress_keyboard_interrupt=False,
     help="Stop many tasks of a Control API server at once, and see what became of each.",

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Group
 from rich.text import Text
 
+from ctrlapi_async.cli.exits import Exit, UnwrittenError
 from ctrlapi_async.cli.options import NO_SERVER, NO_TASKS, ServerOptions, TaskOptions
 from ctrlapi_async.cli.settings import find_settings
 from ctrlapi_async.cli.streams import is_terminal, write
-from ctrlapi_async.cli.tables import add_row, new_table, printed
+from ctrlapi_async.cli.tables import Records, printed
 from ctrlapi_async.cli.text import visible, without_secrets
 
 if TYPE_CHECKING:
@@ -58,17 +59,19 @@ def config(*, more: TaskOptions = NO_TASKS, server: ServerOptions = NO_SERVER) -
     Options win over environment variables, and these over the profile.
     """
     settings = find_settings(server, more.projects)
-    text = printed(_drawn(settings), terminal=is_terminal(sys.stdout))
-    write(sys.stdout, text)
-    return 0
+    try:
+        write(sys.stdout, printed(_drawn(settings), terminal=is_terminal(sys.stdout)))
+    except OSError as error:
+        raise UnwrittenError(error) from None
+    return Exit.OK
 
 
 def _drawn(settings: Settings) -> RenderableType:
     profile = settings.profile
     state = "" if profile.file.exists() else " (not there)"
-    table = new_table("Setting", "Value", "From")
+    table = Records(("Setting", "Value", "From"))
     for name, setting in settings.found.items():
-        add_row(table, name, visible(_shown(name, setting.value)), visible(setting.origin))
+        table.add(name, visible(_shown(name, setting.value)), visible(setting.origin))
     parts: list[RenderableType] = [
         Text(f"Configuration file: {visible(profile.file)}{state}"),
         Text(f"Profile: {_profile_in_words(profile)}"),

@@ -36,6 +36,15 @@ class CommandError(Exception):
     status = Exit.NOTHING
 
 
+class UnwrittenError(CommandError):
+    """What a command found out could not be written."""
+
+    status = Exit.UNWRITTEN
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"the report could not be written to standard output: {error.strerror}")
+
+
 class UsageError(CommandError):
     """The command cannot be carried out as typed; the message says what to type instead."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import ctrlapi_async as api
 from ctrlapi_async import StopResult
 from ctrlapi_async._errors import DeadlineError, TlsError
-from ctrlapi_async.cli.exits import Exit, UsageError
+from ctrlapi_async.cli.exits import Exit, UnwrittenError, UsageError
 from ctrlapi_async.cli.outcomes import NO_ANSWER, REFUSED, unknown_status
 from ctrlapi_async.cli.text import id_list, numbered, visible
 
@@ -26,6 +26,7 @@ _SPELLINGS: Final = (
     ("(`auth=(login, password)`)", "(--auth or CTRLAPI_AUTH)"),
     ("`ssl`", "--ca-file"),
     ("base_url", "--url"),
+    ("connect_timeout", "--connect-timeout"),
 )
 """What the library's errors call things, and what the command line does."""
 
@@ -100,8 +101,7 @@ def explain(process: Process, ending: Ending, *, with_project: bool = False) -> 
         )
         process.say("error", f"{len(running):,} of {total} still running: {ids}")
     if process.out.error is not None:
-        reason = process.out.error.strerror
-        process.say("error", f"the report could not be written to standard output: {reason}")
+        process.say("error", UnwrittenError(process.out.error))
 
 
 def warn_of_unknown(process: Process, outcomes: Iterable[api.StopOutcome]) -> None:

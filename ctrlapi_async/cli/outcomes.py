@@ -19,6 +19,9 @@ NO_ANSWER: Final = frozenset({StopResult.NOT_SENT, StopResult.UNCONFIRMED})
 REFUSED: Final = frozenset({StopResult.NOT_FOUND, StopResult.UNAVAILABLE})
 NEED_ATTENTION: Final = NO_ANSWER | REFUSED | {StopResult.STILL_RUNNING}
 
+LABELS: Final = 12
+"""Different labels that are counted one by one; servers may know many statuses."""
+
 _STYLES: Final = {
     StopResult.STOP_SENT: "green",
     StopResult.WOULD_STOP: "green",
@@ -80,7 +83,10 @@ class Tally:
 
     def __str__(self) -> str:
         ordered = sorted(self._counts, key=self._orders.__getitem__)
-        return ", ".join(f"{self._counts[label]:,} {label}" for label in ordered)
+        words = [f"{self._counts[label]:,} {label}" for label in ordered[:LABELS]]
+        if len(ordered) > LABELS:
+            words.append(f"{sum(map(self._counts.__getitem__, ordered[LABELS:])):,} others")
+        return ", ".join(words)
 
 
 def style(outcome: StopOutcome) -> str:

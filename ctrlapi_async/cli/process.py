@@ -86,12 +86,12 @@ def run_command(
     async def main() -> int:
         with _signals_cancel(process), _logging_to(process):
             try:
-                status = await command(process)
+                return await command(process)
             except asyncio.CancelledError:
                 process.say("error", "interrupted")
-                status = process.ended_by or Exit.INTERRUPTED
-            await process.err.drain()
-            return status
+                return process.ended_by or Exit.INTERRUPTED
+            finally:
+                await process.err.drain()
 
     return asyncio.run(main())
 

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ctrlapi_async.cli.tables import console_on
+from ctrlapi_async.cli.tables import NARROW, console_on
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -56,7 +56,7 @@ class Progress:
             cells.append(Text(f"{self.done / self.total:.0%}"))
         else:
             cells.append(Text(f"{self.done:,}"))
-        if options.max_width >= 60 and rate:
+        if options.max_width >= NARROW and rate:
             cells.append(Text(f"{rate:,.0f}/s"))
             if self.total:
                 left = round((self.total - self.done) / rate)
@@ -95,6 +95,8 @@ async def shown_progress(
         auto_refresh=False,
         redirect_stdout=False,
         redirect_stderr=False,
+        # What comes on the same terminal next says it all.
+        transient=process.out.is_terminal,
     )
     with live:
 

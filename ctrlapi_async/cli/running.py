@@ -57,7 +57,7 @@ class RunOptions:
 
 
 def start_run(session: api.ControlSession, targets: Targets, options: RunOptions) -> api.StopRun:
-    """Return the run over the tasks that are meant; raises `UsageError`."""
+    """Return the run over the tasks that are meant, not entered yet."""
     arguments: dict[str, Any] = {
         "dry_run": options.dry_run,
         "follow_restarts": options.follow_restarts,
@@ -65,12 +65,9 @@ def start_run(session: api.ControlSession, targets: Targets, options: RunOptions
         "wait_stopped": options.wait_stopped,
         "timeout": options.timeout,
     }
-    try:
-        if targets.stream is not None:
-            return session.stopping(*targets.stream, **arguments)
-        return session.stopping_across(targets.by_project, **arguments)
-    except ValueError as error:
-        raise UsageError(f"{error}: name it once") from None
+    if targets.stream is not None:
+        return session.stopping(*targets.stream, **arguments)
+    return session.stopping_across(targets.by_project, **arguments)
 
 
 @frozen

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from attrs import evolve, frozen
+from platformdirs import user_config_path
 
 from ctrlapi_async.cli.exits import UsageError
 from ctrlapi_async.cli.options import expect_whole_number
@@ -218,8 +219,6 @@ def _label(name: str, setting: Setting) -> str:
 
 def config_file() -> Path:
     """Return the path of the configuration file, whether it is there or not."""
-    from platformdirs import user_config_path
-
     return user_config_path("ctrlapi-async", appauthor=False) / "config.toml"
 
 

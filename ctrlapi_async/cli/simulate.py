@@ -117,6 +117,10 @@ def simulate(
     """Run a simulated Control API server until Ctrl-C."""
     login, colon, password = (auth or "").partition(":")
     refuse(auth is not None and not colon, "--auth must be LOGIN:PASSWORD here")
+    refuse(
+        auth is not None and api_key_file is not None,
+        "--auth and --api-key-file are two ways to log in: give one of them",
+    )
     refuse(port > 65535, "--port goes to 65535")
     refuse(running + restarted > 1, "--running and --restarted together are more than all tasks")
     key = read_secret_file(Setting(api_key_file, "--api-key-file")) if api_key_file else None

@@ -234,9 +234,10 @@ async def _pieces(source: str) -> AsyncIterator[str]:
             ((bom, name) for bom, name in _BOMS if head.startswith(bom)), (b"", "utf-8")
         )
         decoder = codecs.getincrementaldecoder(encoding)("replace")
-        yield decoder.decode(head[len(bom) :])
-        while piece := await in_thread(read, number, PIECE):
+        piece = head[len(bom) :]
+        while head:  # a terminal would have more after its end
             yield decoder.decode(piece)
+            head = piece = await in_thread(read, number, PIECE)
         yield decoder.decode(b"", final=True)
         # When this is cancelled, a thread may still be reading: then the process's end closes it.
         if not at_stdin:

@@ -203,24 +203,31 @@ class _Stop:
             with_project=targets.with_project,
         )
         async with self.session:
-            checked = await self._checked(process, targets, limit) if self.asks else None
-            if checked is None:
-                ending = await self._stopped(process, targets, limit, view)
-            else:
-                chosen = self._active(checked.report)
-                for outcome in checked.report.values():
-                    if outcome.task_id not in chosen:
-                        view.take(outcome)
-                ending = checked
-                if chosen:
-                    targets = evolve(
-                        targets, by_project=group_by_project(chosen.values()), stream=None
-                    )
-                    ending = (await self._stopped(process, targets, limit, view)).after(checked)
+            carry_out = self._asked_first if self.asks else self._stopped
+            ending = await carry_out(process, targets, limit, view)
         await view.finish(ending.report)
         explain(process, ending, with_project=targets.with_project)
         warn_of_unknown(process, ending.report.values())
         return exit_status(process, ending)
+
+    async def _asked_first(
+        self, process: Process, targets: Targets, limit: TimeLimit, view: View
+    ) -> Ending:
+        """Check tasks, ask, stop those that the question was about, and return how that ended.
+
+        Raises:
+            CommandError: The answer was no.
+            asyncio.CancelledError: A signal came before the answer.
+        """
+        checked = await self._checked(process, targets, limit)
+        chosen = self._active(checked.report)
+        for outcome in checked.report.values():
+            if outcome.task_id not in chosen:
+                view.take(outcome)
+        if not chosen:
+            return checked
+        targets = evolve(targets, by_project=group_by_project(chosen.values()), stream=None)
+        return (await self._stopped(process, targets, limit, view)).after(checked)
 
     async def _stopped(
         self, process: Process, targets: Targets, limit: TimeLimit, view: View
@@ -232,11 +239,7 @@ class _Stop:
         return await follow(process, run, STOPS, doing, view=view)
 
     async def _checked(self, process: Process, targets: Targets, limit: TimeLimit) -> Ending:
-        """Check tasks, ask whether to stop those that run, and return what the check found.
-
-        Raises:
-            CommandError: The answer was no, or a signal came.
-        """
+        """Check tasks, ask whether to stop those that run, and return what the check found."""
         options = RunOptions(
             dry_run=True, follow_restarts=self.options.follow_restarts, timeout=limit.left()
         )

@@ -64,6 +64,12 @@ def write(stream: TextIO | None, text: str) -> None:
             select.select([], [number], [])
 
 
+def discard_output() -> None:
+    """Let what is still to be flushed to standard output at the process's end go nowhere."""
+    with suppress(AttributeError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def stdin_number() -> int:
     """Return the file descriptor of standard input; raises OSError if it is closed."""
     try:

@@ -7,6 +7,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from attrs import frozen
 from rich.console import Console, Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +18,7 @@ from ctrlapi_async.cli.text import id_list, numbered, visible
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.console import RenderableType
+    from rich.console import ConsoleOptions, RenderableType, RenderResult
 
     from ctrlapi_async import StopOutcome, StopReport
     from ctrlapi_async.cli.streams import Output
@@ -28,9 +29,13 @@ GROUP_ROWS: Final = 24
 """Rows of groups at most; a server with more statuses than that gets a row for the rest."""
 NOTES: Final = 3
 """Different messages about tasks with the same outcome that are shown."""
-NOTE_LENGTH: Final = 200
+NOTE_LINES: Final = 12
+"""Lines below a table at most, the summary apart."""
+NOTE_LENGTH: Final = 160
 """Characters of a message that are shown."""
 _NUMBER: Final = re.compile("[0-9]+")
+NARROW: Final = 60
+"""Columns below which a table of many columns cannot be read."""
 WIDTH: Final = 120
 """Columns, where there is no terminal that says how many it has."""
 
@@ -60,31 +65,28 @@ class Layout:
             report: The report.
             shown: Those of its outcomes that are shown.
         """
+        by_task = self.wide or self.every_task or len(shown) <= TASK_ROWS
         parts: list[RenderableType] = []
         if shown:
-            parts += [self._table(shown), Text()]
+            table = self._task_table if by_task else self._group_table
+            parts += [self._wide_table(shown) if self.wide else table(shown), Text()]
         if not self.wide:
-            by_task = self.every_task or len(shown) <= TASK_ROWS
             parts += self._notes(shown, by_task=by_task)
         if self.summary:
-            parts.append(Text(self._summary(report)))
+            # A table of all tasks in groups has counted them already.
+            counted = by_task or len(shown) < len(report)
+            parts.append(Text(self._summary(report, counted=counted)))
         return Group(*parts)
 
-    def _table(self, shown: Sequence[StopOutcome]) -> Table:
-        if self.wide:
-            return self._wide_table(shown)
-        if self.every_task or len(shown) <= TASK_ROWS:
-            return self._task_table(shown)
-        return self._group_table(shown)
-
-    def _wide_table(self, shown: Sequence[StopOutcome]) -> Table:
-        table = new_table("Project", "Task", "Restarted as", *self.form.headers, "Message")
+    def _wide_table(self, shown: Sequence[StopOutcome]) -> Records:
+        headers = ("Task", "Project", "Restarted as", *self.form.headers, "Message")
+        records = Records(headers)
         for outcome in shown:
             restarted_as = "" if outcome.restarted_as is None else str(outcome.restarted_as)
-            ids = (str(outcome.project_id), str(outcome.task_id), restarted_as)
+            ids = (str(outcome.task_id), str(outcome.project_id), restarted_as)
             message = visible(outcome.error or "")
-            add_row(table, *ids, *self.form.cells(outcome), message, style=style(outcome))
-        return table
+            records.add(*ids, *self.form.cells(outcome), message, style=style(outcome))
+        return records
 
     def _task_table(self, shown: Sequence[StopOutcome]) -> Table:
         table = new_table("Task", *self.form.headers)
@@ -136,6 +138,8 @@ class Layout:
                 )
                 rest = len(restarted) - NOTES
                 lines.append(f"restarted: {pairs}" + f" and {rest:,} more" * (rest > 0))
+        if len(lines) > NOTE_LINES:
+            lines[NOTE_LINES:] = ["and more messages; -o wide shows them"]
         return [Text(line) for line in lines] + [Text()] * bool(lines)
 
     def _message(self, outcomes: Sequence[StopOutcome]) -> str:
@@ -150,10 +154,10 @@ class Layout:
         tasks = ((outcome.project_id, outcome.task_id) for outcome in outcomes)
         return id_list(tasks, with_project=self.with_project)
 
-    def _summary(self, report: StopReport) -> str:
+    def _summary(self, report: StopReport, *, counted: bool) -> str:
         stats = report.stats
         tally = Tally(self.form)
-        for outcome in report.values():
+        for outcome in report.values() if counted else ():
             tally.take(outcome)
         calls = [
             numbered(count, f"{method} request")
@@ -165,9 +169,38 @@ class Layout:
         ]
         repeats = f", {stats.retries:,} of them repeated" * bool(stats.retries)
         return (
-            f"{numbered(len(report), 'task')}{': ' * bool(report)}{tally} "
+            f"{numbered(len(report), 'task')}{f': {tally}' * bool(str(tally))} "
             f"({stats.elapsed:.2f} s, {' and '.join(calls) or 'no request'}{repeats})"
         )
+
+
+class Records:
+    """Rows of many columns: a table, or blocks of lines on a terminal too narrow for one.
+
+    Args:
+        headers: The headers of the columns; the first column names the row.
+    """
+
+    def __init__(self, headers: Sequence[str]) -> None:
+        self._headers = headers
+        self._rows: list[tuple[tuple[str, ...], str]] = []
+
+    def add(self, *cells: str, style: str = "") -> None:
+        """Add a row; its cells are never read as markup."""
+        self._rows.append((cells, style))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width >= NARROW:
+            table = new_table(*self._headers)
+            for cells, style in self._rows:
+                add_row(table, *cells, style=style)
+            yield table
+            return
+        for cells, style in self._rows:
+            yield Text(f"{self._headers[0]} {cells[0]}", style="bold")
+            for header, cell in zip(self._headers[1:], cells[1:], strict=True):
+                if cell:
+                    yield Padding(Text(f"{header}: {cell}", style=style), (0, 0, 0, 2))
 
 
 def new_table(*headers: str) -> Table:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from ctrlapi_async.simulator._options import Options
     from ctrlapi_async.simulator._requests import Call
+    from ctrlapi_async.simulator._state import ServerState
     from ctrlapi_async.simulator._tasks import Task
-    from ctrlapi_async.simulator._world import World
 
 _STOP_SENT: Final = "Stop request was sent"
 _STOP_UNAVAILABLE: Final = "Stopping task is unavailable"
@@ -29,7 +29,7 @@ class _CallError(Exception):
 
 def answer_request(
     document: Any,  # noqa: ANN401 - JSON is Any
-    world: World,
+    state: ServerState,
     options: Options,
     now: float,
     *,
@@ -39,7 +39,7 @@ def answer_request(
 
     Args:
         document: The body's JSON.
-        world: What there is, settled by now.
+        state: What there is, settled by now.
         options: How this server behaves.
         now: The time.
         effect: Whether tasks are truly stopped.
@@ -48,47 +48,49 @@ def answer_request(
         request = check_request(document, options.methods)
     except RefusedError as refusal:
         return json_answer(400, {"error": str(refusal)})
-    if not _user_may(request.user_id, request.calls, world):
+    if not _user_may(request.user_id, request.calls, state):
         error = {"error": f"user {request.user_id} is unavailable"}
         return json_answer(200, {"reply": [error]} if options.user_error_in_reply else error)
-    entries = [_entry(call, world, options, now, effect=effect) for call in request.calls]
+    entries = [_entry(call, state, options, now, effect=effect) for call in request.calls]
     return Answer(200, f'{{"reply":[{",".join(entries)}]}}'.encode())
 
 
-def _user_may(user_id: int, calls: Iterable[Call], world: World) -> bool:
-    if user_id not in world.users:
+def _user_may(user_id: int, calls: Iterable[Call], state: ServerState) -> bool:
+    if user_id not in state.users:
         return False
     named = {call.project_id for call in calls}
-    projects = [project for project_id, project in world.projects.items() if project_id in named]
+    projects = [project for project_id, project in state.projects.items() if project_id in named]
     return all(project.user_id == user_id for project in projects)
 
 
-def _entry(call: Call, world: World, options: Options, now: float, *, effect: bool) -> str:
+def _entry(call: Call, state: ServerState, options: Options, now: float, *, effect: bool) -> str:
     head = f'{{"method":{json.dumps(call.method)}'
     if call.call_id is not None and options.echo_id:
         head += f',"id":{call.call_id}'
     try:
-        rows = _rows(call, world, options, now, effect=effect)
+        rows = _rows(call, state, options, now, effect=effect)
     except _CallError as error:
         return f'{head},"error":{json.dumps(str(error))}}}'
     return f'{head},"result":[{",".join(rows)}]}}'
 
 
-def _rows(call: Call, world: World, options: Options, now: float, *, effect: bool) -> list[str]:
+def _rows(
+    call: Call, state: ServerState, options: Options, now: float, *, effect: bool
+) -> list[str]:
     if call.project_id is None:
         raise _CallError(f"Undefined method '{call.method}'")
-    project = world.projects.get(call.project_id)
+    project = state.projects.get(call.project_id)
     if project is None:
         raise _CallError(f"project {call.project_id} does not exist")
     ids = call.ids
     if ids is None:
         if options.refuse_all_active:
             raise _CallError("task_ids must be an integer or an array of integers")
-        ids = world.active(project, now)
+        ids = state.active(project, now)
     found = {
         task_id: task
         for task_id in ids
-        if (task := world.tasks.get(task_id)) is not None and task.project is project
+        if (task := state.tasks.get(task_id)) is not None and task.project is project
     }
     if options.missing == "denied" and len(found) != len(ids):
         raise _CallError(_denial(ids, found, options))

@@ -68,7 +68,7 @@ class _Server(web.Server):
                 connection.transport.abort()
 
 
-class _Flight:
+class _InFlight:
     """Counts a request as in flight until it ends, for whatever reason comes first."""
 
     def __init__(self, processor: Processor) -> None:
@@ -137,7 +137,7 @@ class Front:
     # Handling a request
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        flight = _Flight(self._processor)
+        flight = _InFlight(self._processor)
         try:
             return await self._serve(request, flight)
         except HookError:
@@ -145,7 +145,7 @@ class Front:
         finally:
             flight.end()
 
-    async def _serve(self, request: web.BaseRequest, flight: _Flight) -> web.StreamResponse:
+    async def _serve(self, request: web.BaseRequest, flight: _InFlight) -> web.StreamResponse:
         head = HttpRequest(
             request.method, request.path, request.headers, request.content_type, request.charset
         )
@@ -188,7 +188,7 @@ class Front:
     # Sending a reply
 
     async def _deliver(
-        self, request: web.BaseRequest, exchange: Exchange, flight: _Flight
+        self, request: web.BaseRequest, exchange: Exchange, flight: _InFlight
     ) -> web.StreamResponse:
         answer = cast("Answer", exchange.answer)
         match exchange.fault:
@@ -241,7 +241,7 @@ class Front:
         request: web.BaseRequest,
         fault: Drop | CutBody | Hang,
         answer: Answer,
-        flight: _Flight,
+        flight: _InFlight,
     ) -> None:
         """Leave the client without a whole reply; never returns, but is cancelled."""
         # Without a connection this would not run any more: its loss cancels the handler.

@@ -48,7 +48,7 @@ class SimulatedTask:
     def status(self, status: str) -> None:
         with self._processor.lock:
             now = self._processor.settled()
-            self._processor.world.set_status(self._task, status, now)
+            self._processor.state.set_status(self._task, status, now)
             self._processor.changes.announce()
 
     @property
@@ -89,17 +89,17 @@ class SimulatedTasks(Mapping[int, SimulatedTask]):
     def __getitem__(self, task_id: int) -> SimulatedTask:
         with self._processor.lock:
             self._processor.settled()
-            return SimulatedTask(self._processor, self._processor.world.tasks[task_id])
+            return SimulatedTask(self._processor, self._processor.state.tasks[task_id])
 
     def __iter__(self) -> Iterator[int]:
         with self._processor.lock:
             self._processor.settled()
-            return iter(list(self._processor.world.tasks))
+            return iter(list(self._processor.state.tasks))
 
     def __len__(self) -> int:
         with self._processor.lock:
             self._processor.settled()
-            return len(self._processor.world.tasks)
+            return len(self._processor.state.tasks)
 
     def __repr__(self) -> str:
         return f"<SimulatedTasks: {len(self)}>"

@@ -1,7 +1,7 @@
 """Carry requests out, step by step, and make every step visible at once.
 
-What happens to a request between two points at which it has to wait (for a gate, for the latency)
-happens under one lock: whoever sees that a request has arrived sees its effect as well.
+Between two points at which a request has to wait (for a gate, for the latency), everything happens
+under one lock. A test that sees that a request has arrived therefore sees its effect as well.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ctrlapi_async.simulator._answers import Answer, json_answer
 from ctrlapi_async.simulator._api import answer_request
 from ctrlapi_async.simulator._records import Counters, RequestRecord
 from ctrlapi_async.simulator._requests import RefusedError, parse_json, readable_calls
+from ctrlapi_async.simulator._state import ServerState
 from ctrlapi_async.simulator._waiting import Changes
-from ctrlapi_async.simulator._world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +88,7 @@ class Processor:
     Attributes:
         lock: Guards everything here.
         changes: Announces every change.
-        world: The users, projects and tasks.
+        state: The users, projects and tasks.
         clock: The clock that tasks live by.
         counters: What came in.
         log: The requests, when they are kept.
@@ -101,7 +101,7 @@ class Processor:
     def __init__(self, options: Options, clock: Clock, *, keeps_log: bool) -> None:
         self.lock = threading.RLock()
         self.changes = Changes(self.lock)
-        self.world = World()
+        self.state = ServerState()
         self.clock = clock
         self.counters = Counters()
         self.log: list[RequestRecord] = []
@@ -115,7 +115,7 @@ class Processor:
     def settled(self) -> float:
         """Carry out what is due and return the time; needs the lock."""
         now = self.clock.now
-        self.world.settle(now)
+        self.state.settle(now)
         return now
 
     @property
@@ -246,7 +246,7 @@ class Processor:
         fault = exchange.fault
         return answer_request(
             exchange.document,
-            self.world,
+            self.state,
             options,
             self.settled(),
             effect=fault is None or fault.effect,

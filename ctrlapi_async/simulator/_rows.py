@@ -49,7 +49,7 @@ def error_row(task_id: int, text: str, errors: ErrorForm) -> str:
 def status_row(task: Task, now: float, *, rows: RowForm, errors: ErrorForm, detailed: bool) -> str:
     """Return the row of a task in a result of TaskStatus, without its closing brace.
 
-    Whoever reads only the outermost ``status`` and ``error`` is not misled by the inner ones.
+    Inner objects have members called ``status`` and ``error`` too, as rows of TaskReport do.
     """
     task_id, status = task.task_id, task.status_at(now)
     if rows == "narrow":

@@ -21,8 +21,8 @@ class ControlApiSimulator(TaskControl):
     """A Control API server in this process, in a thread of its own.
 
     Use it as ``with ControlApiSimulator() as api`` or as ``async with ControlApiSimulator() as
-    api``, in whatever event loop or none, or start and stop it yourself. All methods may be called
-    from any thread.
+    api``, with any event loop or none, or start and stop it yourself. All methods may be called
+    from any thread. `Options` describes the other arguments.
 
     Args:
         port: The port to listen on; 0 for a free one, which a restart then takes again.
@@ -31,7 +31,6 @@ class ControlApiSimulator(TaskControl):
         log: Whether to keep a record of each request in `log`.
         own_thread: False serves in the event loop that starts it, which only ``async with`` and
             `start` can do: for tests on a loop whose clock is not the real one.
-        options: All that `Options` has.
     """
 
     _port: int = field(default=0, alias="port")
@@ -77,7 +76,7 @@ class ControlApiSimulator(TaskControl):
             OSError: The port is taken.
         """
         if self.own_thread:
-            # This holds up the loop for a few milliseconds, but nobody can cancel it half way.
+            # This blocks the loop for a few milliseconds, but cannot be cancelled half way.
             self.start_sync()
             return
         front = self._new_front()

@@ -58,7 +58,7 @@ class TaskControl(RequestControl):
             ValueError: The project is there and another user's.
         """
         with self._processor.lock:
-            self._processor.world.add_project(project_id, user_id, attempts_number)
+            self._processor.state.add_project(project_id, user_id, attempts_number)
 
     def add_task(
         self,
@@ -107,7 +107,7 @@ class TaskControl(RequestControl):
         """Add many tasks that are alike; all of them or, when one can't be, none."""
         task_ids = list(task_ids)
         with self._processor.lock:
-            self._processor.world.add_tasks(
+            self._processor.state.add_tasks(
                 task_ids,
                 status,
                 self._processor.settled(),
@@ -143,7 +143,7 @@ class TaskControl(RequestControl):
                 restarted), or the project's ``attempts_number`` is used up.
         """
         with self._processor.lock:
-            restarted_as = self._processor.world.restart(
+            restarted_as = self._processor.state.restart(
                 task_id, self._processor.settled(), status=status, life=life, new_id=new_id
             )
             self._processor.changes.announce()
@@ -177,7 +177,7 @@ class TaskControl(RequestControl):
             How many of these ids got each status.
         """
         with self._processor.lock:
-            return self._processor.world.add_mixed(
+            return self._processor.state.add_mixed(
                 count,
                 self._processor.settled(),
                 running=running,

@@ -34,8 +34,8 @@ def known(word: str, words: Iterable[str], what: str) -> str:
     return word
 
 
-class Course:
-    """The statuses of a task nobody stops; shared by the tasks that were added together.
+class Timeline:
+    """The statuses of a task that is not stopped; shared by the tasks that were added together.
 
     Args:
         start: The time from which `first` counts.
@@ -43,22 +43,22 @@ class Course:
         life: Pairs of seconds since the start and the status from then on.
     """
 
-    __slots__ = ("first", "start", "turns")
+    __slots__ = ("changes", "first", "start")
 
     def __init__(self, start: float, first: str, life: Iterable[tuple[float, str]] = ()) -> None:
         self.start = start
         self.first = known(first, STATUSES, "status")
-        self.turns = tuple(
+        self.changes = tuple(
             (start + seconds, known(status, STATUSES, "status")) for seconds, status in life
         )
-        moments = [start, *(moment for moment, _ in self.turns)]
+        moments = [start, *(moment for moment, _ in self.changes)]
         if any(later <= sooner for sooner, later in pairwise(moments)):
             raise ValueError("the seconds of a life must be above zero and rise")
 
     def at(self, now: float) -> str:
         """Return the status at a time."""
         status = self.first
-        for moment, following in self.turns:
+        for moment, following in self.changes:
             if now < moment:
                 break
             status = following
@@ -67,7 +67,7 @@ class Course:
     @property
     def stalls_at(self) -> float | None:
         """When the task is Stalled for the first time, or None."""
-        moments = [(self.start, self.first), *self.turns]
+        moments = [(self.start, self.first), *self.changes]
         return next((moment for moment, status in moments if status == STALLED), None)
 
 
@@ -86,7 +86,7 @@ class Restart:
     after: float = field(default=0.0, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
-        Course(0.0, self.status, self.life)
+        Timeline(0.0, self.status, self.life)
         if not self.after >= 0:
             raise ValueError("after must not be below zero")
 
@@ -107,7 +107,7 @@ class Task:
     Attributes:
         task_id: The id.
         project: The project that it belongs to.
-        course: What it goes through when nobody stops it.
+        timeline: Its statuses as long as no stop takes effect.
         restarts: The restarts that are to come.
         chain: The tasks of its restart chain, oldest first; None while there is no other.
         stop_at: When the last accepted stop takes effect, or None.
@@ -116,20 +116,20 @@ class Task:
 
     __slots__ = (
         "chain",
-        "course",
         "project",
         "restarts",
         "stop_at",
         "stop_requests",
         "task_id",
+        "timeline",
     )
 
     def __init__(
-        self, task_id: int, project: Project, course: Course, restarts: Sequence[Restart] = ()
+        self, task_id: int, project: Project, timeline: Timeline, restarts: Sequence[Restart] = ()
     ) -> None:
         self.task_id = task_id
         self.project = project
-        self.course = course
+        self.timeline = timeline
         self.restarts = restarts
         self.chain: list[Task] | None = None
         self.stop_at: float | None = None
@@ -149,13 +149,13 @@ class Task:
         """Return the status at a time."""
         if self.stop_at is not None and self.stopped_at(now):
             return CANCELED
-        course = self.course
-        return course.at(now) if course.turns else course.first
+        timeline = self.timeline
+        return timeline.at(now) if timeline.changes else timeline.first
 
     def stopped_at(self, now: float) -> bool:
         """Return whether an accepted stop has taken effect: the task was Running until then."""
         stop_at = self.stop_at
-        return stop_at is not None and now >= stop_at and self.course.at(stop_at) == RUNNING
+        return stop_at is not None and now >= stop_at and self.timeline.at(stop_at) == RUNNING
 
     def accept_stop(self, now: float, delay: float) -> None:
         """Accept a TaskStop, which takes effect after a delay."""
@@ -164,7 +164,7 @@ class Task:
         if self.stop_at is None or now >= self.stop_at:
             self.stop_at = now + delay
 
-    def set_course(self, course: Course) -> None:
-        """End whatever the task was going through and begin something else."""
-        self.course = course
+    def set_timeline(self, timeline: Timeline) -> None:
+        """Give the task other statuses and forget a stop that was accepted."""
+        self.timeline = timeline
         self.stop_at = None

@@ -19,7 +19,7 @@ _PATIENCE: Final = 10.0
 class ServerThread:
     """A thread in which a server runs until `stop`.
 
-    The thread is a daemon and is stopped at the interpreter's exit: a server that somebody forgot
+    The thread is a daemon and is stopped at the interpreter's exit: a server that was never stopped
     neither holds up the exit nor leaves a warning.
 
     Args:
@@ -76,7 +76,7 @@ class ServerThread:
     async def _serve(self, port: int) -> None:
         try:
             port = await self._front.start(port)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - it is raised again by `start`
             self._started.set_exception(error)
             return
         self._started.set_result(port)

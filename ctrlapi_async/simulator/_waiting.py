@@ -20,7 +20,7 @@ _Waiter: TypeAlias = "tuple[Callable[[], None], Callable[[], Awaitable[object]]]
 
 
 class Changes:
-    """Wakes whoever waits for a condition, whenever something has changed.
+    """Lets threads and tasks wait for a condition, which is looked at after every change.
 
     Args:
         lock: Guards what conditions look at.
@@ -90,7 +90,7 @@ def _waiter() -> _Waiter:
             changed.set_result(None)
 
     def wake() -> None:
-        with suppress(RuntimeError):  # its loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed, and with it the waiter
             if threading.get_ident() == thread:
                 resolve()
             else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from ctrlapi_async import StopResult
 from tests.support.readme_blocks import BLOCKS, README
 
 if TYPE_CHECKING:
@@ -85,8 +86,6 @@ def test_every_block_is_run() -> None:
 
 
 def test_the_readme_names_every_outcome_and_stays_short() -> None:
-    from ctrlapi_async import StopResult
-
     table = README[README.index("## Outcomes") : README.index("## Restarts")]
     assert re.findall(r"^\| `([A-Z_]+)`", table, re.MULTILINE) == [
         result.name for result in StopResult

@@ -162,6 +162,9 @@ NOTHING = Effect(extra=0, repeats=0)
 SETTLED = Effect(extra=1, repeats=0)
 """Tasks are checked again after their stop, and found Canceled."""
 STRUCK_FIRST = Effect(NOT_FOUND, NOT_FOUND, first_only=True)
+ODD_FIRST = Effect(
+    NOT_SENT, NOT_SENT, first_only=True, errors=ReplyError, words="neither `status` nor `error`"
+)
 
 
 def passing(errors: type[CtrlApiError], words: str) -> Effect:
@@ -310,7 +313,7 @@ MATRIX: Final[dict[str, Case]] = {
     # Rows.
     "a row missing": Case(rewrite_rows(lambda rows: rows[1:]), STRUCK_FIRST, SETTLED),
     "all rows missing": Case(rewrite_rows(lambda _: []), Effect(NOT_FOUND, NOT_FOUND), SETTLED),
-    "a row without a word": Case(rewrite_rows(first_row()), STRUCK_FIRST, SETTLED),
+    "a row without a word": Case(rewrite_rows(first_row()), ODD_FIRST, SETTLED),
     "rows with errors": Case(
         rewrite_rows(
             lambda rows: [{"task_id": n, "error": "No"} for n in ids_in(rows)], effect=False
@@ -416,7 +419,8 @@ async def test_matrix(
         assert report.stats.retries == effect.repeats
     elif always and effect.repeats:
         asked = Counter(n for one in witness.requests if method in one.methods for n in one.ids)
-        assert {asked[n] for n in results if results[n] is effect.always} == {ATTEMPTS}
+        # Tasks that may be to blame are asked about in smaller requests, each of them less often.
+        assert max(asked[n] for n in results if results[n] is effect.always) == ATTEMPTS
 
 
 def assert_told(report: StopReport, error: StopIncompleteError | None, effect: Effect) -> None:
@@ -457,7 +461,7 @@ class Detours(AbstractResolver):
     async def resolve(
         self,
         host: str,
-        port: int = 0,  # noqa: ARG002 - aiohttp gives it
+        port: int = 0,
         family: socket.AddressFamily = socket.AF_INET,
     ) -> list[ResolveResult]:
         self._asked += 1

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+import aiohttp
 from multidict import CIMultiDict
 
+from ctrlapi_async.simulator import ControlApiSimulator
 from ctrlapi_async.simulator._access import PATH, HttpRequest
 
 if TYPE_CHECKING:
-    import aiohttp
-
-    from ctrlapi_async.simulator import ControlApiSimulator
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
 
 JSON_HEADERS = {"Content-Type": "application/json"}
 SENT = "Stop request was sent"
 UNAVAILABLE = "Stopping task is unavailable"
 MAX_INT = 2**63 - 1
+NO_REPLY = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 
 
 def call(method: str, task_ids: Any, project_id: int = 2, **more: Any) -> dict[str, Any]:
@@ -67,18 +70,40 @@ def statuses(api: ControlApiSimulator, task_ids: Any, **params: Any) -> dict[int
     return {row["task_id"]: row["status"] for row in rows(api, check(task_ids, **params))}
 
 
-async def send(
-    http: aiohttp.ClientSession, api: ControlApiSimulator, document: Any
-) -> tuple[int, bytes]:
-    """Return the status and the body that a request over the socket is answered with."""
-    body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    async with http.post(
-        api.endpoint, data=body, headers=JSON_HEADERS, allow_redirects=False
-    ) as response:
-        return response.status, await response.read()
+class Served(ControlApiSimulator):
+    """A simulator that is used with `async with`, with a client of its own."""
 
+    http: aiohttp.ClientSession
 
-async def sent_rows(http: aiohttp.ClientSession, api: ControlApiSimulator, document: Any) -> Any:
-    status, body = await send(http, api, document)
-    assert status == 200, body
-    return json.loads(body)["reply"][0]["result"]
+    async def __aenter__(self) -> Self:
+        self.http = aiohttp.ClientSession()
+        return await super().__aenter__()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.http.close()
+        await super().__aexit__(exc_type, exc, traceback)
+
+    def post(self, document: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        body = document if isinstance(document, bytes) else json.dumps(document).encode()
+        return self.http.post(self.endpoint, data=body, headers=JSON_HEADERS, allow_redirects=False)
+
+    async def send(self, document: Any) -> tuple[int, bytes]:
+        """Send a request; return the status and the body of the reply."""
+        async with self.post(document) as response:
+            return response.status, await response.read()
+
+    async def sent(self, *documents: Any) -> list[int]:
+        """Send requests one after the other; return the statuses of the replies."""
+        return [(await self.send(document))[0] for document in documents]
+
+    def start_sending(self, document: Any) -> asyncio.Task[tuple[int, bytes]]:
+        return asyncio.create_task(self.send(document))
+
+    async def sent_rows(self, document: Any) -> Any:
+        _, body = await self.send(document)
+        return json.loads(body)["reply"][0]["result"]

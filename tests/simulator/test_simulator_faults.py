@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from asking import SENT, call, check, envelope, send, sent_rows, stop
+from asking import NO_REPLY, SENT, Served, call, check, envelope, stop
 
 from ctrlapi_async.simulator import (
     Body,
-    ControlApiSimulator,
     CutBody,
     Delay,
     Drop,
@@ -25,21 +24,14 @@ from ctrlapi_async.simulator import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
-
-NO_REPLY = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+    from collections.abc import AsyncIterator
 
 
 @pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
-
-
-async def replies(
-    http: aiohttp.ClientSession, api: ControlApiSimulator, documents: Iterable[Any]
-) -> list[int]:
-    return [(await send(http, api, document))[0] for document in documents]
+async def api() -> AsyncIterator[Served]:
+    async with Served() as served:
+        served.add_task(66)
+        yield served
 
 
 @pytest.mark.parametrize(
@@ -55,11 +47,10 @@ async def replies(
 )
 @pytest.mark.parametrize("effect", [False, True])
 async def test_an_http_status_is_answered(
-    http: aiohttp.ClientSession, api: ControlApiSimulator, status: int, title: str, *, effect: bool
+    api: Served, status: int, title: str, *, effect: bool
 ) -> None:
-    api.add_task(66)
     api.fault(HttpStatus(status, headers={"Retry-After": "7"}, effect=effect))
-    async with http.post(api.endpoint, json=stop(66), allow_redirects=False) as response:
+    async with api.post(stop(66)) as response:
         body = await response.text()
     assert response.status == status
     assert response.headers["Retry-After"] == "7"
@@ -69,40 +60,25 @@ async def test_an_http_status_is_answered(
 
 
 @pytest.mark.parametrize("body", ["caf\u00e9", "caf\u00e9".encode(), "", b"\xff"])
-@pytest.mark.parametrize("make", [lambda body: HttpStatus(500, body=body), Body])
-async def test_any_body_is_answered(
-    http: aiohttp.ClientSession,
-    api: ControlApiSimulator,
-    make: Callable[[str | bytes], Fault],
-    body: str | bytes,
-) -> None:
-    api.add_task(66)
-    api.fault(make(body))
-    _, got = await send(http, api, stop(66))
-    assert got == (body.encode() if isinstance(body, str) else body)
+async def test_any_body_is_answered(api: Served, body: str | bytes) -> None:
+    api.fault(HttpStatus(500, body=body), number=1)
+    api.fault(Body(body, content_type="text/plain", status=201, effect=True))
+    expected = body.encode() if isinstance(body, str) else body
+    assert await api.send(stop(66)) == (500, expected)
     assert not api.tasks[66].stopped
-
-
-async def test_a_body_has_the_status_and_type_that_it_is_given(
-    http: aiohttp.ClientSession, api: ControlApiSimulator
-) -> None:
-    api.add_task(66)
-    api.fault(Body("<html>", content_type="text/html", status=201, effect=True))
-    async with http.post(api.endpoint, json=stop(66)) as response:
-        assert (response.status, response.content_type) == (201, "text/html")
+    async with api.post(stop(66)) as response:
+        assert (response.status, response.content_type) == (201, "text/plain")
+        assert await response.read() == expected
     assert api.tasks[66].stopped
 
 
 @pytest.mark.parametrize("effect", [False, True])
-async def test_a_drop_leaves_no_byte(
-    http: aiohttp.ClientSession, api: ControlApiSimulator, *, effect: bool
-) -> None:
-    api.add_task(66)
+async def test_a_drop_leaves_no_byte(api: Served, *, effect: bool) -> None:
     api.fault(Drop(effect=effect), method="TaskStop")
     with pytest.raises(NO_REPLY):
-        await send(http, api, stop(66))
+        await api.send(stop(66))
     assert api.tasks[66].stopped is effect
-    (row,) = await sent_rows(http, api, check(66))
+    (row,) = await api.sent_rows(check(66))
     assert row["status"] == ("Canceled" if effect else "Running")
     assert api.counters.connections == 2
     # A client that asks again at once is not counted twice.
@@ -112,11 +88,10 @@ async def test_a_drop_leaves_no_byte(
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
 @pytest.mark.parametrize("effect", [False, True])
 async def test_a_cut_body_is_shorter_than_announced(
-    http: aiohttp.ClientSession, api: ControlApiSimulator, keep: float, *, effect: bool
+    api: Served, keep: float, *, effect: bool
 ) -> None:
-    api.add_task(66)
     api.fault(CutBody(keep=keep, effect=effect))
-    async with http.post(api.endpoint, json=stop(66)) as response:
+    async with api.post(stop(66)) as response:
         assert response.status == 200
         announced = int(response.headers["Content-Length"])
         got = await response.content.read(int(announced * keep))
@@ -127,36 +102,23 @@ async def test_a_cut_body_is_shorter_than_announced(
     assert api.tasks[66].stopped is effect
 
 
-@pytest.mark.parametrize("effect", [False, True])
-async def test_a_slow_body_comes_whole_when_it_is_awaited(
-    http: aiohttp.ClientSession, api: ControlApiSimulator, *, effect: bool
-) -> None:
-    api.add_task(66)
-    api.fault(SlowBody(interval=0.0, effect=effect))
-    assert await sent_rows(http, api, stop(66)) == [{"task_id": 66, "status": SENT}]
-    assert api.tasks[66].stopped is effect
-
-
-async def test_a_slow_body_ends_when_the_client_goes(
-    http: aiohttp.ClientSession, api: ControlApiSimulator
-) -> None:
-    api.add_task(66)
+async def test_a_slow_body_comes_byte_by_byte(api: Served) -> None:
+    api.fault(SlowBody(interval=0.0, effect=False), number=1)
     api.fault(SlowBody(interval=3600.0))
-    response = await http.post(api.endpoint, json=stop(66))
+    assert await api.sent_rows(stop(66)) == [{"task_id": 66, "status": SENT}]
+    assert not api.tasks[66].stopped
+    response = await api.http.post(api.endpoint, json=stop(66))
     assert await response.content.readexactly(1) == b"{"
-    assert api.counters.in_flight == 1
+    assert (api.counters.in_flight, api.tasks[66].stopped) == (1, True)
     response.close()
     await api.wait_until(lambda: api.counters.in_flight == 0)
     await api.wait_until(lambda: api.counters.connections_open == 0)
 
 
 @pytest.mark.parametrize("effect", [False, True])
-async def test_a_hang_ends_when_the_client_goes(
-    http: aiohttp.ClientSession, api: ControlApiSimulator, *, effect: bool
-) -> None:
-    api.add_task(66)
+async def test_a_hang_ends_when_the_client_goes(api: Served, *, effect: bool) -> None:
     api.fault(Hang(effect=effect))
-    sending = asyncio.create_task(send(http, api, stop(66)))
+    sending = api.start_sending(stop(66))
     await api.wait_for_requests(1, "TaskStop")
     assert api.tasks[66].stopped is effect
     sending.cancel()
@@ -165,24 +127,22 @@ async def test_a_hang_ends_when_the_client_goes(
 
 
 @pytest.mark.parametrize("effect", [False, True])
-async def test_a_reply_can_be_rewritten(
-    http: aiohttp.ClientSession, api: ControlApiSimulator, *, effect: bool
-) -> None:
+async def test_a_reply_can_be_rewritten(api: Served, *, effect: bool) -> None:
     def reverse(reply: Any) -> Any:
         reply["reply"][0]["result"].reverse()
         return reply
 
-    api.add_tasks([66, 67])
+    api.add_task(67)
     api.fault(Rewrite(reverse, effect=effect))
-    result = await sent_rows(http, api, stop([66, 67]))
+    result = await api.sent_rows(stop([66, 67]))
     assert result == [{"task_id": 67, "status": SENT}, {"task_id": 66, "status": SENT}]
     assert api.tasks[66].stopped is effect
-    status, body = await send(http, api, {})
+    status, body = await api.send({})
     assert (status, "error" in json.loads(body)) == (400, True)
 
 
 async def test_latency_is_for_each_request_and_each_id(
-    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+    api: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept = []
     real = asyncio.sleep
@@ -192,14 +152,12 @@ async def test_latency_is_for_each_request_and_each_id(
         await real(0)
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    async with ControlApiSimulator(latency=10.0, seconds_per_id=0.5) as api:
-        api.add_tasks(range(4))
-        api.fault(Delay(100.0), method="TaskStop")
-        await sent_rows(http, api, check([0, 1, 2]))
-        await sent_rows(http, api, stop([0, 1, 2, 3]))
-        await sent_rows(http, api, check("*"))
-        assert slept == [11.5, 112.0, 10.0]
-        assert api.tasks[0].stopped
+    api.latency, api.seconds_per_id = 10.0, 0.5
+    api.add_tasks(range(4))
+    api.fault(Delay(100.0), method="TaskStop")
+    assert await api.sent(check([0, 1, 2]), stop([0, 1, 2, 3]), check("*")) == [200, 200, 200]
+    assert slept == [11.5, 112.0, 10.0]
+    assert api.tasks[0].stopped
 
 
 @pytest.mark.parametrize(
@@ -215,32 +173,26 @@ async def test_latency_is_for_each_request_and_each_id(
         ({"method": "Other"}, [200, 200, 200, 200, 200, 400]),
     ],
 )
-async def test_faults_strike_by_number(
-    http: aiohttp.ClientSession, api: ControlApiSimulator, where: dict[str, Any], got: list[int]
-) -> None:
+async def test_faults_strike_by_number(api: Served, where: dict[str, Any], got: list[int]) -> None:
     both = envelope(call("TaskStatus", 66), call("TaskStop", 66), call("TaskStop", 66))
-    api.add_task(66)
     api.fault(HttpStatus(500), **where)
     api.fault(HttpStatus(502), **where)
-    documents = [check(66), stop(66), check(66), both, stop(66), {}]
-    assert await replies(http, api, documents) == got
+    assert await api.sent(check(66), stop(66), check(66), both, stop(66), {}) == got
     api.clear_faults()
-    assert await replies(http, api, [check(66), stop(66)]) == [200, 200]
+    assert await api.sent(check(66), stop(66)) == [200, 200]
 
 
-async def test_a_function_may_name_the_fault(
-    http: aiohttp.ClientSession, api: ControlApiSimulator
-) -> None:
+async def test_a_function_may_name_the_fault(api: Served) -> None:
     def when(record: RequestRecord) -> Fault | None:
         return HttpStatus(502) if 66 in record.ids else None
 
-    api.add_tasks([66, 67])
+    api.add_task(67)
     assert api.fault_when is None
     api.fault_when = when
     api.fault(HttpStatus(503), number=3)
-    assert await replies(http, api, [check(66), check(67), check(66)]) == [502, 200, 503]
+    assert await api.sent(check(66), check(67), check(66)) == [502, 200, 503]
     api.clear_faults()
-    assert await replies(http, api, [check(66)]) == [200]
+    assert await api.sent(check(66)) == [200]
 
 
 def fail(_: Any) -> Any:
@@ -248,27 +200,24 @@ def fail(_: Any) -> Any:
 
 
 @pytest.mark.parametrize("own_thread", [False, True])
-async def test_a_hook_that_raises_makes_stop_raise(
-    http: aiohttp.ClientSession, *, own_thread: bool
-) -> None:
-    api = ControlApiSimulator(own_thread=own_thread)
-    await api.start()
-    api.add_task(66)
-    api.fault(Rewrite(fail), number=1)
-    api.fault_when = fail
-    assert await replies(http, api, [check(66), check(66)]) == [500, 500]
-    with pytest.raises(ExceptionGroup, match="hooks of the simulator raised") as raised:
-        await api.stop()
+async def test_a_hook_that_raises_makes_stop_raise(*, own_thread: bool) -> None:
+    async with Served(own_thread=own_thread) as api:
+        api.add_task(66)
+        api.fault(Rewrite(fail), number=1)
+        api.fault_when = fail
+        assert await api.sent(check(66), check(66)) == [500, 500]
+        with pytest.raises(ExceptionGroup, match="hooks of the simulator raised") as raised:
+            await api.stop()
     assert [str(error) for error in raised.value.exceptions] == ["oops", "oops"]
-    await api.stop()
 
 
-async def test_a_hook_that_raises_hides_no_other_error(http: aiohttp.ClientSession) -> None:
-    async def use() -> None:
-        async with ControlApiSimulator() as api:
-            api.fault_when = fail
-            assert await replies(http, api, [check(66)]) == [500]
-            raise ZeroDivisionError
+async def use_with_errors() -> None:
+    async with Served() as api:
+        api.fault_when = fail
+        assert await api.sent(check(66)) == [500]
+        raise ZeroDivisionError
 
+
+async def test_a_hook_that_raises_hides_no_other_error() -> None:
     with pytest.raises(ZeroDivisionError):
-        await use()
+        await use_with_errors()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import socket
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from asking import JSON_HEADERS, call, check, envelope, send, sent_rows, stop
+from asking import JSON_HEADERS, NO_REPLY, Served, call, check, envelope, stop
 
 import ctrlapi_async
 from ctrlapi_async.simulator import (
@@ -33,13 +34,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 ROOT = Path(ctrlapi_async.__file__).parent.parent
-NO_REPLY = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 
 
 @pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
+async def api() -> AsyncIterator[Served]:
+    async with Served() as served:
+        yield served
 
 
 def threads() -> list[threading.Thread]:
@@ -57,35 +57,30 @@ def ask_in_thread(api: ControlApiSimulator, document: Any) -> Any:
 
 
 @pytest.mark.parametrize("effect", [False, True])
-async def test_requests_are_held_until_released(
-    http: aiohttp.ClientSession, api: ControlApiSimulator, *, effect: bool
-) -> None:
+async def test_requests_are_held_until_released(api: Served, *, effect: bool) -> None:
     task = api.add_task(66)
     with api.hold("TaskStop", effect=effect) as gate:
-        sending = asyncio.create_task(send(http, api, stop(66)))
+        sending = api.start_sending(stop(66))
         await api.wait_for_requests(1, "TaskStop")
         # What has arrived has had its effect, unless it is held before.
         assert (gate.held, gate.released, task.stopped) == (1, False, effect)
-        await sent_rows(http, api, check(66))
-        assert not sending.done()
-    status, _ = await sending
-    assert (status, gate.held, gate.released, task.stopped) == (200, 0, True, True)
-    assert (await send(http, api, stop(66)))[0] == 200
-
-
-async def test_one_request_can_be_held_alone(
-    http: aiohttp.ClientSession, api: ControlApiSimulator
-) -> None:
-    api.add_task(66)
-    with api.hold(number=2):
-        await sent_rows(http, api, check(66))
-        sending = asyncio.create_task(send(http, api, check(66)))
-        await api.wait_for_requests(2)
-        await sent_rows(http, api, check(66))
+        await api.send(check(66))
         assert not sending.done()
     assert (await sending)[0] == 200
+    assert (gate.held, gate.released, task.stopped) == (0, True, True)
+    assert await api.sent(stop(66)) == [200]
+
+
+async def test_one_request_can_be_held_alone(api: Served) -> None:
+    with api.hold(number=2):
+        await api.send(check(66))
+        sending = api.start_sending(check(66))
+        await api.wait_for_requests(2)
+        await api.send(check(66))
+        assert not sending.done()
+    await sending
     with api.hold(number=10, every=True), api.hold() as gate:
-        sending = asyncio.create_task(send(http, api, check(66)))
+        sending = api.start_sending(check(66))
         await api.wait_for_requests(4)
         assert gate.held == 1
         sending.cancel()
@@ -94,82 +89,65 @@ async def test_one_request_can_be_held_alone(
         assert gate.held == 0
 
 
-async def test_a_request_passes_one_gate_after_the_other(
-    http: aiohttp.ClientSession, api: ControlApiSimulator
-) -> None:
+async def test_a_request_passes_one_gate_after_the_other(api: Served) -> None:
     task = api.add_task(66)
     gates = [api.hold(), api.hold("TaskStop"), api.hold(effect=True)]
-    sending = asyncio.create_task(send(http, api, stop(66)))
-    await api.wait_for_requests(1)
+    sending = api.start_sending(stop(66))
     for place, gate in enumerate(gates):
-        held = [int(place == other) for other in range(3)]
-        await api.wait_until(lambda held=held: [gate.held for gate in gates] == held)  # type: ignore[misc]
+        await api.wait_until(lambda gate=gate: gate.held == 1)  # type: ignore[misc]
+        assert sum(gate.held for gate in gates) == 1
         assert task.stopped is (place == 2)
         gate.release()
-    assert (await sending)[0] == 200
+    await sending
 
 
-async def test_everything_is_counted(http: aiohttp.ClientSession, api: ControlApiSimulator) -> None:
+async def test_everything_is_counted(api: Served) -> None:
     api.add_tasks(range(10))
     gate = api.hold()
     documents = [check([1, 2, 3]), envelope(call("TaskStop", 4), call("TaskStop", [5, 6])), {}]
-    sending = [asyncio.create_task(send(http, api, document)) for document in documents]
+    sending = [api.start_sending(document) for document in documents]
     await api.wait_for_requests(3)
-    waiting = asyncio.create_task(api.wait_for_requests(9))
-    await asyncio.sleep(0)
-    waiting.cancel()
     counters = api.counters
     assert (counters.in_flight, counters.peak) == (3, 3)
     assert (counters.connections, counters.connections_open) == (3, 3)
     gate.release()
     await asyncio.gather(*sending)
-    await sent_rows(http, api, check("*"))
+    await api.send(check("*"))
     assert (counters.requests, counters.in_flight, counters.peak) == (4, 0, 3)
     assert counters.requests_by_method == {"TaskStatus": 2, "TaskStop": 1}
     assert counters.calls == {"TaskStatus": 2, "TaskStop": 2}
     assert counters.ids == {"TaskStatus": 3, "TaskStop": 3}
 
 
-async def test_every_request_is_logged(
-    http: aiohttp.ClientSession, api: ControlApiSimulator
-) -> None:
+async def test_every_request_is_logged(api: Served) -> None:
     both = envelope(call("TaskStop", 4), call("TaskStatus", [5, True]), call("TaskStop", [6]))
-    for document, status in ((check(1), 200), (both, 400), (b"{", 400), (5, 400)):
-        assert (await send(http, api, document))[0] == status
+    assert await api.sent(check(1), both, b"{", 5) == [200, 400, 400, 400]
     first, second, third, fourth = api.log
     assert (first.number, first.json, first.numbers) == (1, check(1), {"TaskStatus": 1})
     assert (first.http_method, first.path) == ("POST", "/ctrl_api/v1/json")
     assert first.headers["content-type"] == "application/json"
-    assert second.json == both
-    assert second.numbers == {"TaskStop": 1, "TaskStatus": 2}
+    assert (second.json, second.numbers) == (both, {"TaskStop": 1, "TaskStatus": 2})
     assert second.methods == ("TaskStop", "TaskStatus", "TaskStop")
     assert second.ids == (4, 5, 6)
     assert (third.number, third.json, third.methods) == (3, None, ())
     assert (fourth.number, fourth.json, fourth.ids) == (4, 5, ())
+    async with Served(log=False) as other:
+        await other.send(check(1))
+        assert (other.log, other.counters.requests) == ([], 1)
 
 
-async def test_the_log_can_be_switched_off(http: aiohttp.ClientSession) -> None:
-    async with ControlApiSimulator(log=False) as api:
-        await send(http, api, check(1))
-        assert (api.log, api.counters.requests) == ([], 1)
-
-
-async def test_a_reset_numbers_requests_from_one_again(
-    http: aiohttp.ClientSession, api: ControlApiSimulator
-) -> None:
-    api.add_task(66)
+async def test_a_reset_numbers_requests_from_one_again(api: Served) -> None:
     with api.hold(number=2):
-        await sent_rows(http, api, check(66))
-        sending = asyncio.create_task(send(http, api, check(66)))
+        await api.send(check(66))
+        sending = api.start_sending(check(66))
         await api.wait_for_requests(2)
         api.reset_counters()
-        assert api.log == []
-        assert (api.counters.requests, api.counters.connections) == (0, 0)
+        assert (api.log, api.counters.requests, api.counters.connections) == ([], 0, 0)
         assert (api.counters.in_flight, api.counters.peak) == (1, 1)
         assert api.counters.connections_open == 1
     await sending
     assert api.counters.in_flight == 0
-    await sent_rows(http, api, check(66))
+    await api.send(check(66))
     assert [record.number for record in api.log] == [1]
 
 
@@ -222,48 +200,51 @@ def test_all_methods_may_be_called_from_any_thread(api: ControlApiSimulator) -> 
     assert [record.number for record in api.log] == list(range(1, 81))
 
 
-async def use_while_loop_waits(
+async def wait_in_loop(
     api: ControlApiSimulator, run_in_thread: Callable[..., Awaitable[object]]
 ) -> None:
-    """A condition wakes its waiter, whatever loop it waits in."""
+    """Wait for what a thread does, whatever kind of event loop runs this."""
     api.add_task(66)
     with api.hold() as gate:
         asking = threading.Thread(target=ask_in_thread, args=(api, stop(66)))
         asking.start()
         await api.wait_for_requests(1)
         assert gate.held == 1
-    await api.wait_until(lambda: api.counters.in_flight == 0)
-    assert api.tasks[66].stopped
+    await api.wait_until(lambda: api.tasks[66].stopped)
     await run_in_thread(asking.join)
+    await api.stop()
 
 
-async def test_a_condition_is_waited_for_in_asyncio(api: ControlApiSimulator) -> None:
-    await use_while_loop_waits(api, asyncio.to_thread)
+async def test_a_condition_is_waited_for_in_asyncio(api: Served) -> None:
+    await wait_in_loop(api, asyncio.to_thread)
 
 
-def test_a_condition_is_waited_for_in_trio(api: ControlApiSimulator) -> None:
+def test_a_condition_is_waited_for_in_trio() -> None:
     trio = pytest.importorskip("trio")
-    trio.run(use_while_loop_waits, api, trio.to_thread.run_sync)
-
-    async def give_up() -> None:
-        with trio.move_on_after(0):
-            await api.wait_for_requests(99)
-
-    trio.run(give_up)
-    ask_in_thread(api, check(66))  # the waiter's loop is over; nobody minds
+    with ControlApiSimulator() as api:
+        trio.run(wait_in_loop, api, trio.to_thread.run_sync)
 
 
-def test_a_waiter_whose_loop_is_closed_is_forgotten(api: ControlApiSimulator) -> None:
-    async def give_up() -> None:
+def test_a_waiter_whose_loop_has_ended_is_forgotten() -> None:
+    async def give_up(api: ControlApiSimulator) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0):
                 await api.wait_for_requests(1)
 
-    asyncio.run(give_up())
-    ask_in_thread(api, envelope({"method": "X"}))
+    with ControlApiSimulator() as api:
+        asyncio.run(give_up(api))
+        with contextlib.suppress(ModuleNotFoundError):
+            trio = importlib.import_module("trio")
+            trio.run(trio_give_up, trio, api)
+        ask_in_thread(api, envelope({"method": "X"}))
 
 
-async def test_it_can_serve_in_the_loop_that_starts_it(http: aiohttp.ClientSession) -> None:
+async def trio_give_up(trio: Any, api: ControlApiSimulator) -> None:
+    with trio.move_on_after(0):
+        await api.wait_for_requests(1)
+
+
+async def test_it_can_serve_in_the_loop_that_starts_it() -> None:
     api = ControlApiSimulator(own_thread=False)
     for use in (api.start_sync, api.stop_sync):
         with pytest.raises(RuntimeError, match="use it with `async with`"):
@@ -271,38 +252,29 @@ async def test_it_can_serve_in_the_loop_that_starts_it(http: aiohttp.ClientSessi
     before = asyncio.all_tasks()
     async with api:
         assert not threads()
-        await use_while_loop_waits(api, asyncio.to_thread)
         assert repr(api) == f"<ControlApiSimulator {api.url} running>"
+        await wait_in_loop(api, asyncio.to_thread)
     assert asyncio.all_tasks() == before
-    await api.stop()
     assert repr(api) == f"<ControlApiSimulator {api.url} stopped>"
-    with pytest.raises(aiohttp.ClientConnectorError):
-        await send(http, api, check(66))
 
 
 # --- Start and stop -------------------------------------------------------------------------------
 
 
-async def test_it_starts_again_on_its_port(http: aiohttp.ClientSession) -> None:
-    api = ControlApiSimulator()
-    assert api.port == 0
-    api.add_task(66)
-    await api.start()
+async def test_it_starts_again_on_its_port(api: Served) -> None:
     url = api.url
-    for start in (api.start, api.__aenter__):
-        with pytest.raises(RuntimeError, match="runs already"):
-            await start()
-    await sent_rows(http, api, check(66))
+    with pytest.raises(RuntimeError, match="runs already"):
+        await api.start()
+    await api.send(check(66))
     await api.stop()
     await api.stop()
     with pytest.raises(aiohttp.ClientConnectorError):
-        await send(http, api, check(66))
+        await api.send(check(66))
     api.start_sync()
     assert api.url == url == f"http://127.0.0.1:{api.port}"
-    await sent_rows(http, api, check(66))
-    api.stop_sync()
+    await api.send(check(66))
     assert api.counters.requests == 2
-    assert not threads()
+    assert ControlApiSimulator(host="::1", port=80).url == "http://[::1]:80"
 
 
 @pytest.mark.parametrize("own_thread", [False, True])
@@ -316,30 +288,32 @@ async def test_a_port_that_is_taken_is_an_error_and_nothing_else(*, own_thread: 
     await other.stop()
 
 
+def test_a_port_that_cannot_be_is_an_error_and_nothing_else() -> None:
+    with pytest.raises(OverflowError, match="port must be"):
+        ControlApiSimulator(port=70_000).start_sync()
+    assert not threads()
+
+
 @pytest.mark.parametrize("fault", [Hang(), SlowBody(interval=3600.0), Delay(3600.0), None], ids=str)
 @pytest.mark.parametrize("own_thread", [False, True])
-async def test_stop_ends_what_is_going_on(
-    http: aiohttp.ClientSession, fault: Fault | None, *, own_thread: bool
-) -> None:
+async def test_stop_ends_what_is_going_on(fault: Fault | None, *, own_thread: bool) -> None:
     before = asyncio.all_tasks()
-    api = ControlApiSimulator(own_thread=own_thread)
-    await api.start()
-    api.add_task(66)
-    await sent_rows(http, api, check(66))
-    if fault is None:
-        api.hold()
-    else:
-        api.fault(fault)
-    sending = asyncio.create_task(send(http, api, check(66)))
-    await api.wait_for_requests(2)
-    _, idle = await asyncio.open_connection("127.0.0.1", api.port)
-    await api.wait_until(lambda: api.counters.connections_open == 2)
-    await api.stop()
-    assert asyncio.all_tasks() - {sending} == before
-    assert (api.counters.in_flight, api.counters.connections_open) == (0, 0)
-    with pytest.raises((*NO_REPLY, aiohttp.ClientPayloadError)):
-        await sending
-    idle.close()
+    async with Served(own_thread=own_thread) as api:
+        await api.send(check(66))
+        if fault is None:
+            api.hold()
+        else:
+            api.fault(fault)
+        sending = api.start_sending(check(66))
+        await api.wait_for_requests(2)
+        _, idle = await asyncio.open_connection("127.0.0.1", api.port)
+        await api.wait_until(lambda: api.counters.connections_open == 2)
+        await api.stop()
+        assert asyncio.all_tasks() - {sending} == before
+        assert (api.counters.in_flight, api.counters.connections_open) == (0, 0)
+        with pytest.raises((*NO_REPLY, aiohttp.ClientPayloadError)):
+            await sending
+        idle.close()
     assert not threads()
 
 
@@ -407,22 +381,17 @@ def test_a_simulator_that_nobody_stops_ends_with_the_program(program: str) -> No
     assert (ended.stdout, ended.stderr) == ("", "")
 
 
-def test_a_host_of_version_six_stands_in_brackets() -> None:
-    assert ControlApiSimulator(host="::1", port=80).url == "http://[::1]:80"
-
-
-async def test_it_serves_https(http: aiohttp.ClientSession) -> None:
+async def test_it_serves_https() -> None:
     trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(server)
     client = ssl.create_default_context()
     authority.configure_trust(client)
-    async with ControlApiSimulator(ssl_context=server) as api:
-        api.add_task(66)
+    async with Served(ssl_context=server) as api:
         assert api.url == f"https://127.0.0.1:{api.port}"
         api.fault(Drop(), number=2)
-        async with http.post(api.endpoint, json=check(66), ssl=client) as response:
+        async with api.http.post(api.endpoint, json=check(66), ssl=client) as response:
             assert response.status == 200
         with pytest.raises(NO_REPLY):
-            await http.post(api.endpoint, json=check(66), ssl=client)
+            await api.http.post(api.endpoint, json=check(66), ssl=client)

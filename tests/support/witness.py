@@ -91,6 +91,7 @@ class Witness:
             return self._refusal(str(entry.get("error") or ""), [call])
         rows = list(rows_in(entry["result"]))
         facts = [Fact.of(row) for row in rows if isinstance(row.get("status") or "", str)]
+        facts = [fact for fact in facts if fact.status or fact.error]
         odd = {row["task_id"] for row in rows} - {fact.task_id for fact in facts}
         if not self.oracle.wait_stopped and len(call[1] or ()) > 1:
             # What was stopped before is asked about only to learn which others do not exist.

@@ -198,7 +198,7 @@ def test_an_incomplete_stop_splits_and_derives_with_its_report() -> None:
 # --- Traits ---------------------------------------------------------------------------------------
 
 N, P, F = Trait.NOT_CARRIED_OUT, Trait.PASSING, Trait.FATAL
-S, L, T = Trait.SLOW_DOWN, Trait.TOO_LARGE, Trait.TASK_MAY_CAUSE
+S, L, T, A = Trait.SLOW_DOWN, Trait.TOO_LARGE, Trait.TASK_MAY_CAUSE, Trait.NO_ANSWER
 
 BY_STATUS = {
     204: F,
@@ -235,10 +235,10 @@ def test_traits_of_an_http_status(status: int, traits: Trait) -> None:
 
 
 BY_KIND: list[tuple[Exception, Trait]] = [
-    (RequestError("cut"), P),
-    (RequestError("refused", sent=False), P | N),
-    (RequestTimeoutError("no answer"), P),
-    (RequestTimeoutError("no connection", sent=False), P | N),
+    (RequestError("cut"), P | T | A),
+    (RequestError("refused", sent=False), P | N | A),
+    (RequestTimeoutError("no answer"), P | T | A),
+    (RequestTimeoutError("no connection", sent=False), P | N | A),
     (DeadlineError("too late"), Trait(0)),
     (DeadlineError("too late", sent=False), N),
     (TlsError("expired"), F | N),

@@ -98,7 +98,7 @@ def summary(parts: list[Rows]) -> tuple[dict[Any, set[int]], dict[int, tuple[int
     chains: dict[int, tuple[int, set[int]]] = {}
     for part in parts:
         found = read_statuses(part, None)
-        for status, task_ids in found.by_status.items():
+        for status, task_ids in found.plain.items():
             by_status.setdefault(status, set()).update(task_ids)
         for chain in found.chains:
             assert chain.initial_id not in chains

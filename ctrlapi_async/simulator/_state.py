@@ -14,10 +14,10 @@ from ctrlapi_async.simulator._tasks import (
     RUNNING,
     STALLED,
     STATUSES,
-    Course,
     Project,
     Restart,
     Task,
+    Timeline,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ ATTEMPTS: Final = 3
 _MOST_ATTEMPTS: Final = 10
 
 
-class World:
+class ServerState:
     """Users, projects and tasks; `settle` carries out what has become due.
 
     Attributes:
@@ -44,8 +44,8 @@ class World:
         self.tasks: dict[int, Task] = {}
         self._largest_added = 0
         self._largest = 0
-        # When a restart is due, in which order it was planned, its task and the course it is for.
-        self._restarts: list[tuple[float, int, Task, Course]] = []
+        # When a restart is due, in which order it was planned, its task and the timeline it is for.
+        self._restarts: list[tuple[float, int, Task, Timeline]] = []
         self._planned = count()
 
     # Projects and tasks
@@ -88,7 +88,7 @@ class World:
         restarts: int | Iterable[str | Restart] = 0,
     ) -> None:
         """Add many tasks that are alike; all of them or, when one can't be, none."""
-        course = Course(now, first, life := tuple(life))
+        timeline = Timeline(now, first, life := tuple(life))
         script = _script(restarts, life)
         ids = self._checked_ids(list(task_ids))
         project = self.projects.get(project_id)
@@ -97,7 +97,7 @@ class World:
             raise ValueError(f"project {project_id} restarts a task {attempts} times at most")
         project = self.add_project(project_id, user_id)
         for task_id in ids:
-            task = Task(task_id, project, course, script)
+            task = Task(task_id, project, timeline, script)
             self._enter(task)
         self._largest_added = max([self._largest_added, *ids])
 
@@ -127,11 +127,11 @@ class World:
         random.Random(seed).shuffle(kinds)  # noqa: S311 - scatters tasks, guards nothing
         ids = self._checked_ids(range(first_id, first_id + total))
         project = self.add_project(project_id, user_id)
-        courses = {status: Course(now, status) for status in STATUSES}
+        timelines = {status: Timeline(now, status) for status in STATUSES}
         self._largest_added = max(self._largest_added, first_id + total - 1)
         once = (Restart(),)
         for task_id, (status, restart) in zip(ids, kinds, strict=True):
-            self._enter(Task(task_id, project, courses[status], once if restart else ()))
+            self._enter(Task(task_id, project, timelines[status], once if restart else ()))
         return Counter(status for status, _ in kinds)
 
     def _checked_ids(self, task_ids: Sequence[int]) -> Sequence[int]:
@@ -156,7 +156,7 @@ class World:
 
     def set_status(self, task: Task, status: str, now: float) -> None:
         """End whatever a task was going through and give it another status."""
-        task.set_course(Course(now, status))
+        task.set_timeline(Timeline(now, status))
         self._plan_restart(task)
 
     # Restart chains
@@ -164,11 +164,11 @@ class World:
     def settle(self, now: float) -> None:
         """Carry out the restarts that are due by now, each at its own time."""
         while self._restarts and self._restarts[0][0] <= now:
-            due, _, task, course = heapq.heappop(self._restarts)
-            # Whoever stopped it, set its status or restarted it by hand meanwhile was first.
-            if task.newest is task and task.course is course and task.status_at(due) == STALLED:
+            due, _, task, timeline = heapq.heappop(self._restarts)
+            # It may have been stopped, changed or restarted by hand in the meantime.
+            if task.newest is task and task.timeline is timeline and task.status_at(due) == STALLED:
                 restart = task.restarts[0]
-                self._restart(task, Course(due, restart.status, restart.life))
+                self._restart(task, Timeline(due, restart.status, restart.life))
 
     def restart(
         self,
@@ -181,7 +181,7 @@ class World:
     ) -> int:
         """Restart a task by hand; what it was going through ends, and it is Stalled."""
         task = self.tasks[task_id]
-        course = Course(now, status, life)
+        timeline = Timeline(now, status, life)
         if new_id is not None:
             self._checked_ids([new_id])
         if task.newest is not task:
@@ -193,14 +193,14 @@ class World:
         if len(task.chain or [task]) > attempts:
             raise ValueError(f"project {task.project.project_id} restarts a task {attempts} times")
         if current != STALLED:
-            task.set_course(Course(now, STALLED))
-        return self._restart(task, course, new_id).task_id
+            task.set_timeline(Timeline(now, STALLED))
+        return self._restart(task, timeline, new_id).task_id
 
-    def _restart(self, task: Task, course: Course, new_id: int | None = None) -> Task:
+    def _restart(self, task: Task, timeline: Timeline, new_id: int | None = None) -> Task:
         new = Task(
             self._free_id(task.task_id) if new_id is None else new_id,
             task.project,
-            course,
+            timeline,
             task.restarts[1:],
         )
         members = [task] if task.chain is None else task.chain
@@ -210,10 +210,10 @@ class World:
         return new
 
     def _plan_restart(self, task: Task) -> None:
-        stalls_at = task.course.stalls_at if task.restarts else None
+        stalls_at = task.timeline.stalls_at if task.restarts else None
         if stalls_at is not None:
             due = stalls_at + task.restarts[0].after
-            heapq.heappush(self._restarts, (due, next(self._planned), task, task.course))
+            heapq.heappush(self._restarts, (due, next(self._planned), task, task.timeline))
 
     def _free_id(self, task_id: int) -> int:
         # 64 becomes 1064: easy to recognise, and above every id that was added.

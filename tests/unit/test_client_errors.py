@@ -1,0 +1,256 @@
+"""Everything that aiohttp's client raises becomes one of our errors, and keeps its cause."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import inspect
+import ssl
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import pytest
+
+from ctrlapi_async import CtrlApiError, HttpError, RequestError
+from ctrlapi_async._client_errors import RULES, Failure, client_error
+from ctrlapi_async._errors import RequestTimeoutError, TlsError, Trait, traits_of
+from ctrlapi_async._redaction import Redactor
+
+KEY: Any = SimpleNamespace(host="host", port=80, is_ssl=True, ssl=True)
+INFO: Any = SimpleNamespace(real_url="http://me:canary@proxy/", headers={"X": "canary"})
+
+
+def mapped(
+    error: BaseException, *, sent: bool = True, expired: bool = False, secret: str = "canary"
+) -> tuple[CtrlApiError, BaseException | None]:
+    return client_error(
+        Failure(
+            error,
+            "http://host/x",
+            sent=sent,
+            request_timeout=30.0,
+            connect_timeout=10.0,
+            expired=expired,
+            redactor=Redactor([secret]),
+            refusal=lambda status, reason, _: HttpError(f"the proxy: {reason}", status),
+        )
+    )
+
+
+def tls_error(reason: str, kind: type[ssl.SSLError] = ssl.SSLError) -> ssl.SSLError:
+    error = kind(1, f"[SSL: {reason}] in a handshake")
+    error.reason = reason
+    return error
+
+
+def certificate_error(words: str) -> ssl.SSLCertVerificationError:
+    error = ssl.SSLCertVerificationError(1, "verify failed")
+    error.verify_message = words
+    return error
+
+
+def chained(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+CASES: list[tuple[BaseException, type[CtrlApiError], str, bool | None]] = [
+    # What is raised, what it becomes, its words, and whether it may have been sent (None: as far
+    # as is known from the body).
+    (
+        aiohttp.ClientConnectorCertificateError(KEY, certificate_error("self-signed")),
+        TlsError,
+        "certificate of http://host/x was refused: self-signed",
+        False,
+    ),
+    (
+        aiohttp.ServerFingerprintMismatch(b"a", b"b", "host", 443),
+        TlsError,
+        "certificate of http://host/x was refused: it is not the one that `ssl` names",
+        False,
+    ),
+    (
+        chained(
+            aiohttp.ClientConnectorSSLError(KEY, tls_error("SOMETHING_NEW")),
+            tls_error("SOMETHING_NEW"),
+        ),
+        RequestError,
+        "http://host/x was not reached: SOMETHING_NEW",
+        None,
+    ),
+    (
+        chained(
+            aiohttp.ClientConnectorSSLError(KEY, OSError()),
+            tls_error("TLSV1_ALERT_PROTOCOL_VERSION"),
+        ),
+        TlsError,
+        "no TLS connection to http://host/x: server and client have no TLS version in common",
+        False,
+    ),
+    (
+        chained(aiohttp.ClientOSError(1, "SSL"), tls_error("TLSV13_ALERT_CERTIFICATE_REQUIRED")),
+        TlsError,
+        "no TLS connection to http://host/x: the server wants a client certificate",
+        False,
+    ),
+    (
+        chained(
+            aiohttp.ClientConnectorError(KEY, OSError()),
+            tls_error("UNEXPECTED_EOF_WHILE_READING", ssl.SSLEOFError),
+        ),
+        RequestError,
+        "http://host/x was not reached: OSError",
+        None,
+    ),
+    (
+        chained(aiohttp.ClientOSError(1, "broken"), tls_error("DECRYPTION_FAILED")),
+        RequestError,
+        "the connection to http://host/x broke off",
+        True,
+    ),
+    (tls_error("SOMETHING_NEW"), RequestError, "broke off: SOMETHING_NEW", None),
+    (ssl.SSLError(1, "odd"), RequestError, "broke off: odd", None),
+    (
+        aiohttp.ConnectionTimeoutError("Connection timeout to host"),
+        RequestTimeoutError,
+        "no connection to http://host/x within 10 s",
+        None,
+    ),
+    (TimeoutError(), RequestTimeoutError, "no answer from http://host/x (TimeoutError)", None),
+    (
+        aiohttp.SocketTimeoutError("Timeout on reading data from socket"),
+        RequestTimeoutError,
+        "no answer from http://host/x (Timeout on reading data from socket)",
+        None,
+    ),
+    (
+        aiohttp.ClientConnectorError(
+            KEY, ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('::1', 80)")
+        ),
+        RequestError,
+        "http://host/x was not reached: Connection refused",
+        None,
+    ),
+    (
+        aiohttp.ClientConnectorDNSError(KEY, OSError(-2, "Name or service not known")),
+        RequestError,
+        "http://host/x was not reached: Name or service not known",
+        None,
+    ),
+    (
+        aiohttp.ClientProxyConnectionError(KEY, OSError(None, "strange")),
+        RequestError,
+        "http://host/x was not reached: strange",
+        None,
+    ),
+    (aiohttp.ServerDisconnectedError(), RequestError, "broke off: Server disconnected", True),
+    (aiohttp.ClientPayloadError("not all"), RequestError, "broke off: not all", True),
+    (aiohttp.ClientOSError(errno.EPIPE, "x"), RequestError, "broke off: Broken pipe", True),
+    (ConnectionResetError(), RequestError, "broke off: ConnectionResetError", None),
+    (OSError("strange"), RequestError, "broke off: strange", None),
+    (aiohttp.ClientError("words\nin two lines"), RequestError, "broke off: words in two", None),
+    (asyncio.CancelledError(), RequestError, "the HTTP client failed: CancelledError", None),
+    (ValueError(), RequestError, "the HTTP client failed: ValueError", None),
+    (
+        RuntimeError("Session is closed"),
+        RequestError,
+        "the HTTP client failed: RuntimeError: Session is closed",
+        None,
+    ),
+    (ExceptionGroup("several", [KeyError("x")]), RequestError, "ExceptionGroup: several", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words", "sent"), CASES, ids=[type(case[0]).__name__ for case in CASES]
+)
+@pytest.mark.parametrize("taken", [False, True])
+def test_what_the_client_raises_becomes_an_error_of_ours(
+    error: BaseException,
+    kind: type[CtrlApiError],
+    words: str,
+    sent: bool | None,
+    taken: bool,
+) -> None:
+    result, cause = mapped(error, sent=taken)
+    assert type(result) is kind
+    expected = words if taken else words.replace("no answer from", "no connection to")
+    assert expected in str(result)
+    assert cause is error
+    assert isinstance(result, RequestError)
+    assert result.sent == (taken if sent is None else sent)
+    assert (Trait.NOT_CARRIED_OUT in traits_of(result)) == (not result.sent)
+    assert (Trait.FATAL in traits_of(result)) == (kind is TlsError)
+
+
+ERRORS = {
+    name: kind
+    for name, kind in inspect.getmembers(aiohttp, inspect.isclass)
+    if issubclass(kind, aiohttp.ClientError)
+}
+
+
+@pytest.mark.parametrize("kind", ERRORS.values(), ids=ERRORS)
+def test_no_error_of_aiohttp_is_forgotten(kind: type[BaseException]) -> None:
+    rule = next(rule for rule in RULES if issubclass(kind, rule.kinds))
+    assert rule is not RULES[-1]
+
+
+@pytest.mark.parametrize("expired", [False, True])
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_time_limit_says_whose_it_was_and_what_was_missing(*, expired: bool, sent: bool) -> None:
+    error, _ = mapped(TimeoutError(), sent=sent, expired=expired)
+    missing = "no answer from" if sent else "no connection to"
+    assert str(error) == f"{missing} http://host/x " + (
+        "within 30 s" if expired else "(TimeoutError)"
+    )
+    assert isinstance(error, TimeoutError)
+
+
+# --- proxies --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "sent"),
+    [(407, HttpError, None), (403, HttpError, None), (502, RequestError, False)],
+)
+def test_a_proxy_that_makes_no_connection(
+    status: int,
+    kind: type[CtrlApiError],
+    sent: bool | None,
+) -> None:
+    refused = aiohttp.ClientHttpProxyError(INFO, (), status=status, message="no", headers=None)
+    error, cause = mapped(refused, sent=False)
+    assert type(error) is kind
+    assert "the proxy: no" in str(error)
+    assert getattr(error, "status", status) == status
+    assert getattr(error, "sent", None) is sent
+    assert cause is None  # its text shows the proxy's credentials
+
+
+# --- credentials ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("bad header: canary"),
+        ValueError("http://me:pw@host"),
+        chained(ValueError("bad"), KeyError("canary")),
+        ExceptionGroup("bad", [ValueError("canary")]),
+        aiohttp.InvalidURL("http://me:pw@host"),
+        aiohttp.ContentTypeError(INFO, ()),
+    ],
+)
+def test_a_cause_that_shows_a_credential_is_dropped(error: BaseException) -> None:
+    result, cause = mapped(error)
+    assert cause is None
+    assert "canary" not in repr(result)
+    assert "pw@" not in repr(result)
+
+
+def test_causes_that_go_round_in_a_circle_are_read_once() -> None:
+    error, other = ValueError("a"), KeyError("b")
+    error.__cause__, other.__context__ = other, error
+    assert mapped(error)[1] is error
