@@ -9,7 +9,7 @@ with as chains; any other task stands for itself.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from attrs import define, evolve, field
 
@@ -143,6 +143,13 @@ class ChainTable:
     def find(self, initial_id: int, target: int) -> Chain | None:
         """Return the open chain with this target, else the chain with this first task."""
         return self._open.get(target) or self._by_initial.get(initial_id)
+
+    def among(self, task_ids: list[int]) -> list[tuple[int, Chain]]:
+        """Return those tasks that `find` finds a chain for as target or first task, with it."""
+        known = (self._open.keys() & task_ids) | (self._by_initial.keys() & task_ids)
+        return (
+            [(n, cast("Chain", self.find(n, n))) for n in task_ids if n in known] if known else []
+        )
 
     def by_target(self, task_id: int) -> Chain | None:
         """Return the open chain whose target this is."""

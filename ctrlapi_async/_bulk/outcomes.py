@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from itertools import repeat
+from operator import is_
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from msgspec.structs import replace
@@ -161,8 +162,10 @@ class Outcomes:
         if not self.chains(project_id).known_any:
             return task_ids
         nothing = self._verdict(project_id, StopResult.NOT_SENT)
-        verdicts = self.store.verdicts
-        return [task_id for task_id in task_ids if verdicts.get(task_id) is nothing]
+        known = self.store.verdicts.get
+        if all(map(is_, map(known, task_ids), repeat(nothing))):
+            return task_ids
+        return [task_id for task_id in task_ids if known(task_id) is nothing]
 
     def asked(self, project_id: int, task_ids: list[int]) -> list[int]:
         """Return the tasks that were asked for, given the tasks that a request is about."""

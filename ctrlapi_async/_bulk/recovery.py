@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from ctrlapi_async._bulk.denials import Denials
-    from ctrlapi_async._bulk.reconcile import Reconciler
+    from ctrlapi_async._bulk.placing import Placer
     from ctrlapi_async._bulk.schedule import Schedule
     from ctrlapi_async._models import RetryPolicy
 
@@ -39,7 +39,7 @@ class Recovery:
 
     Args:
         schedule: Where jobs wait.
-        reconciler: Settles tasks that are given up.
+        placer: Settles tasks that are given up.
         denials: Singles out tasks that do not exist.
         policy: When and how often a request is repeated.
         deadline: When the run ends, in seconds.
@@ -49,7 +49,7 @@ class Recovery:
     def __init__(
         self,
         schedule: Schedule,
-        reconciler: Reconciler,
+        placer: Placer,
         denials: Denials,
         policy: RetryPolicy,
         *,
@@ -63,7 +63,7 @@ class Recovery:
         self.dead_projects: dict[int, CtrlApiError] = {}
         """Projects about which the server will not answer, and why."""
         self._schedule = schedule
-        self._reconciler = reconciler
+        self._placer = placer
         self._denials = denials
         self._policy = policy
         self._deadline = deadline
@@ -138,12 +138,11 @@ class Recovery:
         )
         return job.attempt > 1 and (alone or (often and not job.singled_out))
 
-    def _attempts(self, job: Job, error: CtrlApiError) -> int:
+    def _attempts(self, job: Job) -> int:
         """Return how often a job is sent at most."""
+        attempts = self._policy.attempts
         spoiled = job.singled_out and job.size == 1 and self._others_succeed(job)
-        if spoiled and Trait.SLOW_DOWN not in traits_of(error):
-            return min(self._policy.attempts, SINGLED_OUT_ATTEMPTS)
-        return self._policy.attempts
+        return min(attempts, SINGLED_OUT_ATTEMPTS) if spoiled else attempts
 
     def _halve(self, job: Job, error: CtrlApiError) -> None:
         may_be_spoiled = Trait.TASK_MAY_CAUSE in traits_of(error)
@@ -159,9 +158,7 @@ class Recovery:
         pause = self._pause(job.attempt, error)
         if (refusal := self._impossible_wait(job, error, now)) is not None:
             self._end_run(job, refusal)
-        elif job.attempt < self._attempts(job, error) and now + pause <= self._last_moment(
-            job, now
-        ):
+        elif job.attempt < self._attempts(job) and now + pause <= self._last_moment(job, now):
             log_repeat(job.kind.method, job.size, error, job.attempt + 1, pause)
             self._schedule.back_off(job, now + pause)
         elif Trait.FATAL in traits_of(error) and not (
@@ -190,7 +187,7 @@ class Recovery:
         """Send the stop again of tasks that a lost stop did not stop."""
         lost = cast("CtrlApiError", job.lost)
         stop = evolve(cast("Job", job.stop).part(job.calls), lost=lost)
-        if stop.attempt >= self._attempts(stop, lost) or now > self._last_moment(stop, now):
+        if stop.attempt >= self._attempts(stop) or now > self._last_moment(stop, now):
             self._give_up(stop, lost)
         elif (
             stop.size > 1
@@ -222,8 +219,8 @@ class Recovery:
     def _give_up(self, job: Job, error: Exception) -> None:
         for call in job.calls:
             if call.task_ids is ALL_ACTIVE:
-                self._reconciler.note(error)
-            self._reconciler.give_up(job, call.project_id, listed_ids(call), error)
+                self._placer.note(error)
+            self._placer.give_up(job, call.project_id, listed_ids(call), error)
 
     def _end_project(self, job: Job, error: CtrlApiError) -> None:
         for call in job.calls:

@@ -115,7 +115,7 @@ def _slices(
     clock: Callable[[], float],
 ) -> Iterator[list[SupportsIndex]]:
     """Return the ids in lists of up to `SLICE`, fewer from an iterable that takes its time."""
-    if isinstance(task_ids, list | range):
+    if isinstance(task_ids, list | tuple | range):
         for start in range(0, len(task_ids), SLICE):
             yield list(task_ids[start : start + SLICE])
         return

@@ -14,10 +14,10 @@ EXAMPLES: Final = """\
 Examples:
 
   ctrlapi-async stop 64 65 100-199 --project 2
-      Stop the running ones among these tasks.
+      Stop those of these tasks that are running.
 
   ctrlapi-async status --all-active --watch 5
-      Show the active tasks of the project every 5 seconds, until there are none.
+      Show the project's active tasks every 5 seconds, until there are none.
 
   ctrlapi-async demo
       See it work without a server.
@@ -25,7 +25,8 @@ Examples:
 Exit status:
 
   0    the server answered for every task
-  1    some tasks were not found, ended before their stop, or have an unknown status
+  1    some tasks were not found, ended before their stop, or have a status
+       that is not known
   2    the command cannot be carried out as typed
   3    some tasks have no answer, or are still running
   4    nothing was done: no task has an answer, or you answered no

@@ -12,7 +12,7 @@ from ctrlapi_async.cli.exits import Exit, UnwrittenError
 from ctrlapi_async.cli.options import NO_SERVER, NO_TASKS, ServerOptions, TaskOptions
 from ctrlapi_async.cli.settings import find_settings
 from ctrlapi_async.cli.streams import is_terminal, write
-from ctrlapi_async.cli.tables import Records, printed
+from ctrlapi_async.cli.tables import Rows, printed
 from ctrlapi_async.cli.text import visible, without_secrets
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def config(*, more: TaskOptions = NO_TASKS, server: ServerOptions = NO_SERVER) -
 def _drawn(settings: Settings) -> RenderableType:
     profile = settings.profile
     state = "" if profile.file.exists() else " (not there)"
-    table = Records(("Setting", "Value", "From"))
+    table = Rows("Setting", "Value", "From")
     for name, setting in settings.found.items():
         table.add(name, visible(_shown(name, setting.value)), visible(setting.origin))
     parts: list[RenderableType] = [

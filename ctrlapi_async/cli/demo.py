@@ -27,7 +27,7 @@ from ctrlapi_async.cli.outcomes import STOPS
 from ctrlapi_async.cli.process import run_command
 from ctrlapi_async.cli.running import RunOptions, follow, start_run
 from ctrlapi_async.cli.sources import Targets
-from ctrlapi_async.cli.tables import Layout, add_row, new_table, printed
+from ctrlapi_async.cli.tables import Layout, Rows, printed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -80,7 +80,7 @@ def demo(
     requests: RequestOptions = USUAL_REQUESTS,
     messages: MessageOptions = USUAL_MESSAGES,
 ) -> int:
-    """Stop the tasks of a simulated server on this machine, and show what that costs."""
+    """Stop the tasks of a simulated server on this machine, and show the cost."""
 
     async def command(process: Process) -> int:
         from ctrlapi_async.simulator import ControlApiSimulator
@@ -109,17 +109,15 @@ def _drawn(report: StopReport, requests: int) -> RenderableType:
         report: The report of its run.
         requests: How many requests the server counted.
     """
-    table = new_table("", "")
-    table.show_header = False
-    table.columns[-1].justify = "right"
+    rows = Rows("The demonstration", "", numbers=True)
     restarted = sum(outcome.restarted_as is not None for outcome in report.values())
     for words, number in (
-        ("tasks asked for", f"{len(report):,}"),
+        ("tasks named", f"{len(report):,}"),
         ("restarted as other tasks", f"{restarted:,}"),
         ("stops sent", f"{report.counts[StopResult.STOP_SENT]:,}"),
         ("requests", f"{requests:,}"),
-        ("requests if there were one a task", f"{len(report):,}"),
+        ("requests, if one a task", f"{len(report):,}"),
         ("seconds", f"{report.stats.elapsed:.2f}"),
     ):
-        add_row(table, words, number)
-    return Group(Layout(form=STOPS, summary=False).draw(report, list(report.values())), table)
+        rows.add(words, number)
+    return Group(Layout(form=STOPS, summary=False).draw(report, list(report.values())), rows)

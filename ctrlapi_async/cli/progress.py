@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ctrlapi_async.cli.tables import NARROW, console_on
+from ctrlapi_async.cli.tables import console_on
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 INTERVAL: Final = 0.1
 """Seconds between two looks at the run."""
 BAR_WIDTH: Final = 28
+WIDE: Final = 60
+"""Columns from which on there is room for how fast it goes."""
 
 
 @frozen(kw_only=True)
@@ -56,7 +58,7 @@ class Progress:
             cells.append(Text(f"{self.done / self.total:.0%}"))
         else:
             cells.append(Text(f"{self.done:,}"))
-        if options.max_width >= NARROW and rate:
+        if options.max_width >= WIDE and rate:
             cells.append(Text(f"{rate:,.0f}/s"))
             if self.total:
                 left = round((self.total - self.done) / rate)
@@ -98,18 +100,21 @@ async def shown_progress(
         # What comes on the same terminal next says it all.
         transient=process.out.is_terminal,
     )
-    with live:
 
-        async def keep_showing() -> None:
-            while True:
-                live.update(look(), refresh=True)
-                await asyncio.sleep(INTERVAL)
-
-        ticker = asyncio.create_task(keep_showing())
-        process.console = console
-        try:
-            yield
-        finally:
-            process.console = None
-            ticker.cancel()
+    async def keep_showing() -> None:
+        while True:
             live.update(look(), refresh=True)
+            await asyncio.sleep(INTERVAL)
+
+    live.start()
+    ticker = asyncio.create_task(keep_showing())
+    process.console = console
+    try:
+        yield
+    finally:
+        process.console = None
+        ticker.cancel()
+        live.update(look(), refresh=True)
+        live.stop()
+        if process.out.is_terminal:  # the same one: it must be free before the report comes
+            await process.err.drain()

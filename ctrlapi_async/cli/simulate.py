@@ -40,7 +40,8 @@ Examples:
       Serve the tasks of the API documentation's examples at http://127.0.0.1:8080.
 
   ctrlapi-async simulate --tasks 1000 --restarted 0.1 --stop-delay 3s
-      Serve 1,000 tasks, some of them restarted, that run on for 3 seconds after their stop.
+      Serve 1,000 tasks, some of them restarted, which run on for 3 seconds
+      after their stop.
 
   ctrlapi-async simulate --port 0 --fail 0.2 --auth joe:secret
       Serve on a free port, fail one request in five, and ask for a login.

@@ -50,7 +50,7 @@ Examples:
       Show the status of the tasks 64, 65 and 100 to 199.
 
   ctrlapi-async status --all-active --watch 5
-      Show the active tasks of the project every 5 seconds, until there are none.
+      Show the project's active tasks every 5 seconds, until there are none.
 
   ctrlapi-async status --from ids.txt --only Running -o ids
       Print the ids of the running tasks among those in a file.

@@ -61,13 +61,14 @@ EXAMPLES: Final = """\
 Examples:
 
   ctrlapi-async stop 64 65 100-199
-      Stop the running ones among the tasks 64, 65 and 100 to 199.
+      Stop those of the tasks 64, 65 and 100 to 199 that are running.
 
   ctrlapi-async stop --from ids.txt --dry-run
       Show which of the tasks in a file would be stopped.
 
   ctrlapi-async stop --all-active --wait-stopped 5m
-      Stop all running tasks of the project after a question, and wait until they have stopped.
+      Stop all running tasks of the project, after a question, and wait up to
+      5 minutes until they have stopped.
 """
 
 _PROJECTS_NAMED: Final = 5
@@ -134,7 +135,7 @@ def stop(
     ] = (),
     messages: MessageOptions = USUAL_MESSAGES,
 ) -> int:
-    """Stop those of the tasks that are running.
+    """Stop running tasks.
 
     Each task is checked first, and a stop is sent only for one that is running.
     """

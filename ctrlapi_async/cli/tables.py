@@ -6,9 +6,9 @@ import re
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from attrs import frozen
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from ctrlapi_async.cli.outcomes import NEED_ATTENTION, Form, Tally, style
@@ -16,7 +16,7 @@ from ctrlapi_async.cli.streams import OutputFile
 from ctrlapi_async.cli.text import id_list, numbered, visible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from rich.console import ConsoleOptions, RenderableType, RenderResult
 
@@ -34,8 +34,10 @@ NOTE_LINES: Final = 12
 NOTE_LENGTH: Final = 160
 """Characters of a message that are shown."""
 _NUMBER: Final = re.compile("[0-9]+")
-NARROW: Final = 60
-"""Columns below which a table of many columns cannot be read."""
+GAP: Final = "  "
+"""What stands between two columns."""
+LAST_WIDTH: Final = 16
+"""Columns of the terminal at least that the last column of a table can be folded into."""
 WIDTH: Final = 120
 """Columns, where there is no terminal that says how many it has."""
 
@@ -78,38 +80,36 @@ class Layout:
             parts.append(Text(self._summary(report, counted=counted)))
         return Group(*parts)
 
-    def _wide_table(self, shown: Sequence[StopOutcome]) -> Records:
-        headers = ("Task", "Project", "Restarted as", *self.form.headers, "Message")
-        records = Records(headers)
+    def _wide_table(self, shown: Sequence[StopOutcome]) -> Rows:
+        rows = Rows("Task", "Project", "Restarted as", *self.form.headers, "Message")
         for outcome in shown:
             restarted_as = "" if outcome.restarted_as is None else str(outcome.restarted_as)
             ids = (str(outcome.task_id), str(outcome.project_id), restarted_as)
             message = visible(outcome.error or "")
-            records.add(*ids, *self.form.cells(outcome), message, style=style(outcome))
-        return records
+            rows.add(*ids, *self.form.cells(outcome), message, style=style(outcome))
+        return rows
 
-    def _task_table(self, shown: Sequence[StopOutcome]) -> Table:
-        table = new_table("Task", *self.form.headers)
+    def _task_table(self, shown: Sequence[StopOutcome]) -> Rows:
+        rows = Rows("Task", *self.form.headers)
         for outcome in shown:
             task = f"{outcome.project_id}:" * self.with_project + str(outcome.task_id)
             if outcome.restarted_as is not None:
                 task += f" → {outcome.restarted_as}"
-            add_row(table, task, *self.form.cells(outcome), style=style(outcome))
-        return table
+            rows.add(task, *self.form.cells(outcome), style=style(outcome))
+        return rows
 
-    def _group_table(self, shown: Sequence[StopOutcome]) -> Table:
-        table = new_table(*self.form.headers, "Tasks")
-        table.columns[-1].justify = "right"
+    def _group_table(self, shown: Sequence[StopOutcome]) -> Rows:
+        rows = Rows(*self.form.headers, "Tasks", numbers=True)
         groups: dict[tuple[str, ...], list[StopOutcome]] = {}
         for outcome in sorted(shown, key=self.form.order):
             groups.setdefault(self.form.cells(outcome), []).append(outcome)
         first, rest = list(groups.items())[:GROUP_ROWS], list(groups.values())[GROUP_ROWS:]
         for cells, outcomes in first:
-            add_row(table, *cells, f"{len(outcomes):,}", style=style(outcomes[0]))
+            rows.add(*cells, f"{len(outcomes):,}", style=style(outcomes[0]))
         if rest:
             blank = [""] * (len(self.form.headers) - 1)
-            add_row(table, "others", *blank, f"{sum(map(len, rest)):,}")
-        return table
+            rows.add("others", *blank, f"{sum(map(len, rest)):,}")
+        return rows
 
     def _notes(self, shown: Sequence[StopOutcome], *, by_task: bool) -> list[Text]:
         """Return what the table leaves out: messages, restarts, and tasks that need attention."""
@@ -174,46 +174,51 @@ class Layout:
         )
 
 
-class Records:
-    """Rows of many columns: a table, or blocks of lines on a terminal too narrow for one.
+class Rows:
+    """A table without lines; blocks of lines on a terminal that is too narrow for it.
+
+    Its cells are never read as markup, and a million rows take seconds, not minutes.
 
     Args:
         headers: The headers of the columns; the first column names the row.
+        numbers: Whether the last column holds numbers.
     """
 
-    def __init__(self, headers: Sequence[str]) -> None:
+    def __init__(self, *headers: str, numbers: bool = False) -> None:
         self._headers = headers
+        self._numbers = numbers
         self._rows: list[tuple[tuple[str, ...], str]] = []
 
     def add(self, *cells: str, style: str = "") -> None:
-        """Add a row; its cells are never read as markup."""
+        """Add a row."""
         self._rows.append((cells, style))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if options.max_width >= NARROW:
-            table = new_table(*self._headers)
-            for cells, style in self._rows:
-                add_row(table, *cells, style=style)
-            yield table
+        columns = zip(self._headers, *(cells for cells, _ in self._rows), strict=True)
+        *widths, last = (max(map(cell_len, column)) for column in columns)
+        room = options.max_width - sum(widths) - len(GAP) * len(widths)
+        if room < min(last, LAST_WIDTH):
+            yield from self._blocks()
             return
-        for cells, style in self._rows:
+        for cells, colour in [(self._headers, "bold"), *self._rows]:
+            line = "".join(
+                set_cell_size(cell, width) + GAP for cell, width in zip(cells, widths, strict=False)
+            )
+            if self._numbers:
+                yield Text(line + cells[-1].rjust(last), style=colour)
+            elif cell_len(cells[-1]) <= room:
+                yield Text(line + cells[-1], style=colour)
+            else:
+                lines = Text(cells[-1]).wrap(console, room)
+                indented = ("\n" + " " * cell_len(line)).join(part.plain for part in lines)
+                yield Text(line + indented, style=colour)
+
+    def _blocks(self) -> Iterator[RenderableType]:
+        for cells, colour in self._rows:
             yield Text(f"{self._headers[0]} {cells[0]}", style="bold")
             for header, cell in zip(self._headers[1:], cells[1:], strict=True):
                 if cell:
-                    yield Padding(Text(f"{header}: {cell}", style=style), (0, 0, 0, 2))
-
-
-def new_table(*headers: str) -> Table:
-    """Return a table without lines, which stays readable on narrow terminals."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for header in headers:
-        table.add_column(header, overflow="fold")
-    return table
-
-
-def add_row(table: Table, *cells: str, style: str = "") -> None:
-    """Add a row whose cells are never read as markup."""
-    table.add_row(*map(Text, cells), style=style)
+                    yield Padding(Text(f"{header}: {cell}", style=colour), (0, 0, 0, 2))
 
 
 def console_on(output: Output) -> Console:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
@@ -16,7 +16,7 @@ from ctrlapi_async.cli.running import Ending, follow, group_by_project, start_ru
 from ctrlapi_async.cli.tables import console_on
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from ctrlapi_async.cli.process import Process
     from ctrlapi_async.cli.running import RunOptions, TimeLimit, View
@@ -51,34 +51,37 @@ class Watch:
 
     async def follow(self, targets: Targets) -> Ending:
         """Look until no task is active, and return how the last look ended."""
-        last: Ending | None = None
+        ending = await self._look(targets, progress=True)
         with self._live() as live:
-            while True:
-                ending = await self._look(targets, first=last is None)
-                if ending.interrupted and last is not None:
-                    return evolve(last, interrupted=True)
-                await self._show(ending.report, last.report if last else {}, live)
-                last = ending
-                targets = self._next(targets, ending.report)
-                if not self._goes_on(ending):
-                    return ending
-                left = self.limit.left()
+            await self._show(ending.report, {}, live)
+            while self._goes_on(ending):
                 try:
-                    await asyncio.sleep(self.every if left is None else min(self.every, left))
+                    if not await self._pause():
+                        break
                 except asyncio.CancelledError:
                     go_on()
                     return evolve(ending, interrupted=True)
-                if self.limit.left() == 0:
-                    return ending
+                targets = self._next(targets, ending.report)
+                before, ending = ending, await self._look(targets, progress=False)
+                if ending.interrupted:
+                    return evolve(before, interrupted=True)
+                await self._show(ending.report, before.report, live)
+        return ending
+
+    async def _pause(self) -> bool:
+        """Wait for the next look, and return whether there is time for one."""
+        left = self.limit.left()
+        await asyncio.sleep(self.every if left is None else min(self.every, left))
+        return self.limit.left() != 0
 
     def _goes_on(self, ending: Ending) -> bool:
         ended = ending.interrupted or ending.errors or self.process.out.error is not None
         return not ended and any(map(is_active, ending.report.values()))
 
-    async def _look(self, targets: Targets, *, first: bool) -> Ending:
+    async def _look(self, targets: Targets, *, progress: bool) -> Ending:
         options = evolve(self.options, timeout=self.limit.left())
         run = start_run(self.session, targets, options)
-        return await follow(self.process, run, self.view.form, "Checking", progress=first)
+        return await follow(self.process, run, self.view.form, "Checking", progress=progress)
 
     def _next(self, targets: Targets, report: api.StopReport) -> Targets:
         """Return the tasks of the next look: a stream has been read to its end."""
@@ -86,16 +89,21 @@ class Watch:
             return targets
         return evolve(targets, by_project=group_by_project(report.values()), stream=None)
 
-    def _live(self) -> Live | nullcontext[None]:
-        """Return what draws a table in the place of the one before, on a terminal."""
+    @contextmanager
+    def _live(self) -> Iterator[Live | None]:
+        """Yield what draws a table in the place of the one before, on a terminal."""
         if not (self.view.is_table and self.process.out.is_terminal):
-            return nullcontext()
-        return Live(
-            console=console_on(self.process.out),
-            auto_refresh=False,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
+            yield None
+            return
+        console = console_on(self.process.out)
+        with Live(
+            console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        ) as live:
+            self.process.console = console
+            try:
+                yield live
+            finally:
+                self.process.console = None
 
     async def _show(
         self, report: api.StopReport, before: Mapping[int, api.StopOutcome], live: Live | None

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from attrs import frozen
 
 from ctrlapi_async import (
     AuthError,
@@ -21,15 +20,12 @@ from ctrlapi_async import (
     TaskStatus,
 )
 from ctrlapi_async.simulator import ControlApiSimulator, Drop
+from tests.support.clock import HURRY, hurrying
 from tests.support.proxies import (
-    HURRY,
-    NEEDS_HAPROXY,
-    NEEDS_NGINX,
-    NEEDS_VARNISH,
+    Passage,
     Proxy,
-    Watcher,
+    behind,
     haproxy,
-    hurrying,
     nginx,
     spare_port,
     varnish,
@@ -37,18 +33,15 @@ from tests.support.proxies import (
 from tests.support.simulated import STATUS, STOP, ended, stopped
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ctrlapi_async import StopReport
     from ctrlapi_async.simulator import RequestRecord
 
-SENT, NOT_SENT, UNAVAILABLE = StopResult.STOP_SENT, StopResult.NOT_SENT, StopResult.UNAVAILABLE
-
-# As many repeats as it takes, at once: most tests are about what is repeated, not about when.
-STUBBORN = RetryPolicy(attempts=1000, wait_initial=0.001, wait_max=0.01)
-HASTY = RetryPolicy(attempts=3, wait_initial=0.001, wait_max=0.01)
-EVERY_LOSS = [(method, effect) for method in (STATUS, STOP) for effect in (False, True)]
+SENT, NOT_SENT = StopResult.STOP_SENT, StopResult.NOT_SENT
+UNAVAILABLE, UNCONFIRMED = StopResult.UNAVAILABLE, StopResult.UNCONFIRMED
+HASTY = RetryPolicy(attempts=3, wait_initial=0.001, wait_max=0.01, timeout=1)
 
 
 @pytest.fixture(scope="module")
@@ -69,65 +62,8 @@ def shared_varnish(upstream: int, tmp_path_factory: pytest.TempPathFactory) -> I
         yield proxy
 
 
-@frozen
-class Kind:
-    """A kind of proxy, and the statuses with which it answers for a server that fails."""
-
-    name: str
-    dropped: int
-    silent: int
-    down: int
-
-
-KINDS = [
-    pytest.param(Kind("nginx", dropped=502, silent=504, down=502), marks=NEEDS_NGINX, id="nginx"),
-    pytest.param(
-        Kind("varnish", dropped=503, silent=503, down=503), marks=NEEDS_VARNISH, id="varnish"
-    ),
-    pytest.param(
-        Kind("haproxy", dropped=502, silent=504, down=503), marks=NEEDS_HAPROXY, id="haproxy"
-    ),
-]
-Start = Callable[..., AbstractContextManager[tuple[Proxy, dict[str, Any]]]]
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    found: Kind = request.param
-    return found
-
-
-@pytest.fixture
-def start(kind: Kind, upstream: int, tmp_path: Path, request: pytest.FixtureRequest) -> Start:
-    """Return what starts a proxy of each kind, which waits for 50 ms for a server if `quick`."""
-
-    @contextmanager
-    def start_proxy(*, quick: bool = False) -> Iterator[tuple[Proxy, dict[str, Any]]]:
-        if kind.name == "varnish":
-            headers = {"X-First-Byte": "0.05s"} if quick else {}
-            yield request.getfixturevalue("shared_varnish"), {"headers": headers}
-        elif kind.name == "nginx":
-            with nginx(tmp_path, upstream, "proxy_read_timeout 50ms;" * quick) as proxy:
-                yield proxy, {}
-        else:
-            with haproxy(tmp_path, upstream, "timeout server 50ms" * quick) as proxy:
-                yield proxy, {}
-
-    return start_proxy
-
-
-@asynccontextmanager
-async def watched(proxy: Proxy, **options: Any) -> AsyncIterator[tuple[ControlSession, Watcher]]:
-    """Open a session through a proxy, with a client that tells which answers came."""
-    watcher = Watcher()
-    options.setdefault("retry", STUBBORN)
-    # Nothing here is about these times, and a clock that hurries must not make them short.
-    times = {"request_timeout": 30 * HURRY, "connect_timeout": 10 * HURRY}
-    async with (
-        watcher.client() as client,
-        ControlSession(proxy.url, 1, client=client, **times, **options) as session,
-    ):
-        yield session, watcher
+async def stop_all(passage: Passage, api: ControlApiSimulator) -> StopReport:
+    return await passage.session.stop_running(2, sorted(api.tasks))
 
 
 def assert_true(report: StopReport, api: ControlApiSimulator) -> None:
@@ -142,88 +78,128 @@ def assert_true(report: StopReport, api: ControlApiSimulator) -> None:
 
 # --- any proxy ------------------------------------------------------------------------------------
 
+LOSSES = [(method, effect) for method in (STATUS, STOP) for effect in (False, True)]
+ANY_LOSS = pytest.mark.parametrize(("method", "effect"), LOSSES)
+KINDS = {
+    "nginx": {"dropped": 502, "silent": 504, "down": 502},
+    "varnish": {"dropped": 503, "silent": 503, "down": 503},
+    "haproxy": {"dropped": 502, "silent": 504, "down": 503},
+}
+"""The statuses with which each kind of proxy answers for a server that fails."""
+Enter = Callable[..., AbstractAsyncContextManager[Passage]]
 
-@pytest.mark.parametrize(("method", "effect"), EVERY_LOSS)
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def enter(kind: str, upstream: int, tmp_path: Path, request: pytest.FixtureRequest) -> Enter:
+    """Return what opens a session behind each kind; `quick` ones wait for 50 ms for a server."""
+
+    def enter_behind(*, quick: bool = False, **more: Any) -> AbstractAsyncContextManager[Passage]:
+        if kind == "nginx":
+            return behind(nginx(tmp_path, upstream, "proxy_read_timeout 50ms;" * quick), **more)
+        if kind == "haproxy":
+            return behind(haproxy(tmp_path, upstream, "timeout server 50ms" * quick), **more)
+        headers = {"X-First-Byte": "0.05s"} if quick else {}
+        proxy = request.getfixturevalue("shared_varnish")
+        return behind(nullcontext(proxy), headers=headers, **more)
+
+    return enter_behind
+
+
+@ANY_LOSS
 @hurrying
 async def test_a_server_that_drops_a_request(
-    api: ControlApiSimulator, kind: Kind, start: Start, method: str, effect: bool
+    api: ControlApiSimulator, kind: str, enter: Enter, method: str, effect: bool
 ) -> None:
     api.mixed_tasks(200)
     api.fault(Drop(effect=effect), method=method, number=2)
-    with start() as (proxy, options):
-        async with watched(proxy, **options, batching=Batching(50)) as (session, watcher):
-            report = await session.stop_running(2, range(1, 201))
+    async with enter(batching=Batching(50)) as passage:
+        report = await stop_all(passage, api)
     assert_true(report, api)
     # HAProxy may close the client's connection in its turn.
-    assert watcher.statuses[kind.dropped] == 1 or kind.name == "haproxy"
+    assert passage.statuses[KINDS[kind]["dropped"]] == 1 or kind == "haproxy"
     assert report.stats.retries == (method == STATUS or not effect)
 
 
-@pytest.mark.parametrize(("method", "effect"), EVERY_LOSS)
+@ANY_LOSS
 @hurrying
 async def test_a_server_that_is_silent_for_too_long(
-    api: ControlApiSimulator, kind: Kind, start: Start, method: str, effect: bool
+    api: ControlApiSimulator, kind: str, enter: Enter, method: str, effect: bool
 ) -> None:
     api.mixed_tasks(200)
     gate = api.hold(method, effect=effect)
-    with start(quick=True) as (proxy, options):
-        async with watched(proxy, **options) as (session, watcher):
-            run = asyncio.create_task(session.stop_running(2, range(1, 201)))
-            await watcher.saw(kind.silent)
-            gate.release()
-            report = await run
+    async with enter(quick=True) as passage:
+        run = asyncio.create_task(stop_all(passage, api))
+        await passage.saw(KINDS[kind]["silent"])
+        gate.release()
+        report = await run
     assert_true(report, api)
+
+
+@pytest.mark.parametrize("kind", ["nginx", "haproxy"], indirect=True)
+@pytest.mark.parametrize(("method", "result"), [(STATUS, NOT_SENT), (STOP, UNCONFIRMED)])
+async def test_a_task_that_kills_its_server_costs_no_other_one(
+    api: ControlApiSimulator, enter: Enter, method: str, result: StopResult
+) -> None:
+    api.add_tasks(range(1, 301))
+
+    def kill(record: RequestRecord) -> Drop | None:
+        return Drop() if method in record.methods and 7 in record.ids else None
+
+    api.fault_when = kill
+    policy = RetryPolicy(wait_initial=0.001, wait_max=0.01)
+    async with enter(retry=policy, batching=Batching(100)) as passage:
+        report, _ = await ended(stop_all(passage, api))
+    assert report.ids(result) == [7]
+    assert set(report.ids(SENT)) == stopped(api) == set(range(1, 301)) - {7}
 
 
 @hurrying
 async def test_a_server_that_is_down_and_comes_back(
-    api: ControlApiSimulator, kind: Kind, start: Start
+    api: ControlApiSimulator, kind: str, enter: Enter
 ) -> None:
     api.mixed_tasks(500)
     await api.stop()
-    with start() as (proxy, options):
-        async with watched(proxy, **options, retry=RetryPolicy()) as (session, watcher):
-            run = asyncio.create_task(session.stop_running(2, range(1, 501)))
-            await watcher.saw(kind.down)
-            await api.start()
-            report = await run
+    async with enter(retry=RetryPolicy()) as passage:
+        run = asyncio.create_task(stop_all(passage, api))
+        await passage.saw(KINDS[kind]["down"])
+        await api.start()
+        report = await run
     assert_true(report, api)
 
 
 async def test_a_server_that_is_down_for_good(
-    api: ControlApiSimulator, kind: Kind, start: Start
+    api: ControlApiSimulator, kind: str, enter: Enter
 ) -> None:
     api.mixed_tasks(500)
     await api.stop()
-    with start() as (proxy, options):
-        # Varnish asks to wait for five seconds, longer than a second.
-        policy = RetryPolicy(attempts=3, wait_initial=0.001, wait_max=0.01, timeout=1)
-        async with watched(proxy, **options, retry=policy) as (session, watcher):
-            report, error = await ended(session.stop_running(2, range(1, 501)))
+    async with enter(retry=HASTY) as passage:
+        report, error = await ended(stop_all(passage, api))
     assert error is not None
     assert list(report) == report.ids(NOT_SENT) == list(range(1, 501))
-    assert {cause.status for cause in error.exceptions if isinstance(cause, HttpError)} == {
-        kind.down
-    }
-    assert watcher.statuses[kind.down] <= (2 + 2) * 5  # the third time by halves
+    assert {getattr(cause, "status", 0) for cause in error.exceptions} == {KINDS[kind]["down"]}
+    assert passage.statuses.total() <= (2 + 2) * 5  # the third time by halves
 
 
-@pytest.mark.parametrize(("method", "effect"), EVERY_LOSS)
+@ANY_LOSS
 @hurrying
 async def test_a_server_that_is_killed_in_the_middle_and_restarted(
-    api: ControlApiSimulator, kind: Kind, start: Start, method: str, effect: bool
+    api: ControlApiSimulator, kind: str, enter: Enter, method: str, effect: bool
 ) -> None:
     api.mixed_tasks(2_000, running=0.9)
     gate = api.hold(method, number=10, effect=effect)
-    with start() as (proxy, options):
-        async with watched(proxy, **options, batching=Batching(100)) as (session, watcher):
-            run = asyncio.create_task(session.stop_running(2, range(1, 2_001)))
-            await api.wait_until(lambda: gate.held > 0)
-            await api.stop()
-            gate.release()
-            await watcher.saw(kind.down)
-            await api.start()
-            report = await run
+    async with enter(batching=Batching(100)) as passage:
+        run = asyncio.create_task(stop_all(passage, api))
+        await api.wait_until(lambda: gate.held > 0)
+        await api.stop()
+        gate.release()
+        await passage.saw(KINDS[kind]["down"])
+        await api.start()
+        report = await run
     assert_true(report, api)
     assert report.counts[SENT] == 1_800
     # More than the 20 checks and 18 stops of a calm run: what met the fault was looked into.
@@ -233,41 +209,35 @@ async def test_a_server_that_is_killed_in_the_middle_and_restarted(
 # --- nginx ----------------------------------------------------------------------------------------
 
 
-@NEEDS_NGINX
 @pytest.mark.parametrize("per_connection", [1000, 3])
 async def test_a_run_of_any_size_passes_and_keeps_its_connections(
     api: ControlApiSimulator, tmp_path: Path, per_connection: int
 ) -> None:
-    api.mixed_tasks(4_000, restarted=0)
-    with nginx(tmp_path, api.port, http=f"keepalive_requests {per_connection};") as proxy:
-        async with watched(proxy, batching=Batching(100)) as (session, _):
-            report = await session.stop_running(2, range(1, 4_001))
+    api.mixed_tasks(4_000)
+    http = f"keepalive_requests {per_connection};"
+    async with behind(nginx(tmp_path, api.port, http=http), batching=Batching(100)) as passage:
+        report = await stop_all(passage, api)
     assert_true(report, api)
     assert report.stats.retries == 0
-    assert {request.status for request in proxy.served} == {200}
-    assert len(proxy.served) == api.counters.requests == 40 + 20
-    by_connection = Counter(request.connection for request in proxy.served)
-    if per_connection == 3:
-        assert max(by_connection.values()) == 3
-    else:
-        assert len(by_connection) <= 8
+    served = passage.proxy.served
+    assert len(served) == api.counters.requests == 40 + 20
+    by_connection = Counter(request.connection for request in served)
+    assert len(by_connection) <= 8 or max(by_connection.values()) == per_connection == 3
 
 
-@NEEDS_NGINX
 async def test_idle_connections_that_nginx_closes_lose_nothing(
     api: ControlApiSimulator, tmp_path: Path
 ) -> None:
     api.add_tasks(range(1, 41))
     # Some requests find the connection closed, some see it close just when they are on their way.
-    with nginx(tmp_path, api.port, http="keepalive_timeout 5ms;") as proxy:
-        async with watched(proxy) as (session, _):
-            for task_id in range(1, 41):
-                report = await session.stop_running(2, task_id)
-                assert report.ids(SENT) == [task_id]
-                if task_id % 2:
-                    await idle_until_closed(proxy)
+    async with behind(nginx(tmp_path, api.port, http="keepalive_timeout 5ms;")) as passage:
+        for task_id in range(1, 41):
+            report = await passage.session.stop_running(2, task_id)
+            assert report.ids(SENT) == [task_id]
+            if task_id % 2:
+                await idle_until_closed(passage.proxy)
     assert {task.stop_requests for task in api.tasks.values()} == {1}
-    ours = {request.connection for request in proxy.served if request.method == "POST"}
+    ours = {one.connection for one in passage.proxy.served if one.method == "POST"}
     assert len(ours) > 20
 
 
@@ -280,25 +250,23 @@ async def idle_until_closed(proxy: Proxy) -> None:
     await writer.wait_closed()
 
 
-@NEEDS_NGINX
 @pytest.mark.parametrize("limit", ["1k", "200", "20k"])
 async def test_413_halves_and_later_chunks_stay_small(
     api: ControlApiSimulator, tmp_path: Path, limit: str
 ) -> None:
     api.mixed_tasks(2_000)
-    with nginx(tmp_path, api.port, f"client_max_body_size {limit};") as proxy:
-        async with watched(proxy, batching=Batching(1000, 2)) as (session, watcher):
-            report = await session.stop_running(2, range(1, 2_001))
-            refused = watcher.statuses[413]
-            again = await session.stop_running(2, range(1, 501))
+    starting = nginx(tmp_path, api.port, f"client_max_body_size {limit};")
+    async with behind(starting, batching=Batching(1000, 2)) as passage:
+        report = await stop_all(passage, api)
+        refused = passage.statuses[413]
+        again = await passage.session.stop_running(2, range(1, 501))
     assert_true(report, api)
     assert again.counts[StopResult.NOT_RUNNING] == 500
     assert (refused > 0) is (limit != "20k")
-    # The ceiling is tried again now and then, ever more rarely.
-    assert watcher.statuses[413] <= refused + 4
+    # Larger requests are tried again now and then, ever more rarely.
+    assert passage.statuses[413] <= refused + 4
 
 
-@NEEDS_NGINX
 async def test_413_of_a_body_beyond_what_nginx_reads_before_it_answers(
     api: ControlApiSimulator, tmp_path: Path
 ) -> None:
@@ -306,56 +274,49 @@ async def test_413_of_a_body_beyond_what_nginx_reads_before_it_answers(
     first = 10**17
     api.add_tasks(range(first, first + 60_000))
     # 1.1 MB a request, 1 MiB is nginx's default limit; it answers while the body still comes.
-    with nginx(tmp_path, api.port) as proxy:
-        async with watched(proxy, batching=Batching(60_000)) as (session, watcher):
-            report = await session.stop_running(2, range(first, first + 60_000))
+    async with behind(nginx(tmp_path, api.port), batching=Batching(60_000)) as passage:
+        report = await stop_all(passage, api)
     assert_true(report, api)
     assert len(report.ids(SENT)) == 60_000
-    assert watcher.statuses[413] or report.stats.retries
+    assert 413 in {request.status for request in passage.proxy.served}
 
 
-@NEEDS_NGINX
 async def test_a_single_task_that_is_too_large_is_an_error_of_that_task(
     api: ControlApiSimulator, tmp_path: Path
 ) -> None:
-    short, long = 1, 10**18
-    api.add_tasks([short, long])
+    api.add_tasks([1, 10**18])
     # A request for task 1 has some 100 bytes, one for the other 18 more.
-    with nginx(tmp_path, api.port, "client_max_body_size 105;") as proxy:
-        async with watched(proxy, retry=HASTY) as (session, _):
-            report, error = await ended(session.stop_running(2, [short, long]))
+    starting = nginx(tmp_path, api.port, "client_max_body_size 105;")
+    async with behind(starting, retry=HASTY) as passage:
+        report, error = await ended(stop_all(passage, api))
     assert [outcome.result for outcome in report.values()] == [SENT, NOT_SENT]
     assert error is not None
     assert [getattr(cause, "status", 0) for cause in error.exceptions] == [413]
 
 
-@NEEDS_NGINX
 async def test_basic_authentication(api: ControlApiSimulator, tmp_path: Path) -> None:
     api.mixed_tasks(50)
     (tmp_path / "users").write_text("operator:{PLAIN}p@ss/wörd\n", encoding="utf-8")
     location = f'auth_basic "Control API"; auth_basic_user_file {tmp_path}/users;'
-    with nginx(tmp_path, api.port, location) as proxy:
-        wrong: list[dict[str, Any]] = [{}, {"auth": ("operator", "guess")}]
-        for options in wrong:
-            async with watched(proxy, **options) as (session, _):
-                with pytest.raises(AuthError, match="401") as refused:
-                    await session.call(STATUS, {"project_id": 2, "task_ids": 1})
-                report, error = await ended(session.stop_running(2, range(1, 51)))
-            assert refused.value.status == 401
-            assert "guess" not in str(error)
-            assert len(report.ids(NOT_SENT)) == 50
-        assert api.counters.requests == 0
+    for auth in (None, ("operator", "guess")):
+        async with behind(nginx(tmp_path, api.port, location), auth=auth) as passage:
+            with pytest.raises(AuthError, match="401"):
+                await passage.session.call(STATUS, {"project_id": 2, "task_ids": 1})
+            report, error = await ended(stop_all(passage, api))
+        assert "guess" not in str(error)
+        assert len(report.ids(NOT_SENT)) == 50
         # One request for each: at the start such an answer ends everything.
-        assert [request.status for request in proxy.served] == [401] * 4
+        assert passage.statuses == {401: 2}
+    assert api.counters.requests == 0
 
-        async with watched(proxy, auth=("operator", "p@ss/wörd")) as (session, _):
-            assert_true(await session.stop_running(2, range(1, 51)), api)
-        inside = proxy.url.replace("//", "//operator:p%40ss%2Fw%C3%B6rd@")
+    right = ("operator", "p@ss/wörd")
+    async with behind(nginx(tmp_path, api.port, location), auth=right) as passage:
+        assert_true(await stop_all(passage, api), api)
+        inside = passage.proxy.url.replace("//", "//operator:p%40ss%2Fw%C3%B6rd@")
         async with ControlSession(inside, 1) as session:
             assert len(await session.task_status(2, range(1, 51))) == 50
 
 
-@NEEDS_NGINX
 @pytest.mark.parametrize(
     ("location", "status", "text"),
     [
@@ -368,19 +329,18 @@ async def test_what_is_final_ends_a_run_at_its_start(
     api: ControlApiSimulator, tmp_path: Path, location: str, status: int, text: str
 ) -> None:
     api.add_tasks(range(1, 1001))
-    with nginx(tmp_path, api.port, location) as proxy:
-        async with watched(proxy, batching=Batching(10, 1)) as (session, _):
-            report, error = await ended(session.stop_running(2, range(1, 1001)))
+    starting = nginx(tmp_path, api.port, location)
+    async with behind(starting, batching=Batching(10, 1)) as passage:
+        report, error = await ended(stop_all(passage, api))
     assert error is not None
     [cause] = error.exceptions
     assert isinstance(cause, AuthError if status == 403 else HttpError)
     assert text in str(error)
     assert f"<h1>{status} " in cause.excerpt
-    assert [(request.status, request.method) for request in proxy.served] == [(status, "POST")]
+    assert [(one.status, one.method) for one in passage.proxy.served] == [(status, "POST")]
     assert len(report.ids(NOT_SENT)) == 1000
 
 
-@NEEDS_NGINX
 @pytest.mark.parametrize("method", [STATUS, STOP])
 @pytest.mark.parametrize("status", [301, 400, 403, 404, 405, 500, 502, 503])
 async def test_a_page_in_mid_run_is_a_passing_fault(
@@ -395,127 +355,101 @@ async def test_a_page_in_mid_run_is_a_passing_fault(
             page.touch()
 
     api.fault_when = put_page
-    with nginx(tmp_path, api.port, f"if (-f {page}) {{ {answer} }}") as proxy:
-        async with watched(proxy, batching=Batching(50)) as (session, watcher):
-            run = asyncio.create_task(session.stop_running(2, range(1, 1_001)))
-            await watcher.saw(status)
-            page.unlink()
-            report = await run
+    starting = nginx(tmp_path, api.port, f"if (-f {page}) {{ {answer} }}")
+    async with behind(starting, batching=Batching(50)) as passage:
+        run = asyncio.create_task(stop_all(passage, api))
+        await passage.saw(status)
+        page.unlink()
+        report = await run
     assert_true(report, api)
 
 
-@NEEDS_NGINX
 async def test_504_for_good_on_the_stops_only(api: ControlApiSimulator, tmp_path: Path) -> None:
     api.add_tasks(range(1, 101))
-    with api.hold(STOP), nginx(tmp_path, api.port, "proxy_read_timeout 20ms;") as proxy:
-        async with watched(proxy, retry=HASTY) as (session, _):
-            report, error = await ended(session.stop_running(2, range(1, 101)))
+    starting = nginx(tmp_path, api.port, "proxy_read_timeout 20ms;")
+    with api.hold(STOP):
+        async with behind(starting, retry=HASTY) as passage:
+            report, error = await ended(stop_all(passage, api))
     # Each was found Running after the last stop too, so it may still be about to take effect.
-    assert error is not None
-    assert len(report.ids(StopResult.UNCONFIRMED)) == 100
+    assert len(report.ids(UNCONFIRMED)) == 100
     assert "504" in str(report[1].error)
+    assert "504" in str(error)
 
 
-@NEEDS_NGINX
-async def test_reloads_in_mid_run(api: ControlApiSimulator, tmp_path: Path) -> None:
-    api.mixed_tasks(2_000)
-    with nginx(tmp_path, api.port) as proxy:
-
-        def reload_now_and_then(record: RequestRecord) -> None:
-            if record.number % 10 == 0:
-                proxy.reload()
-
-        api.fault_when = reload_now_and_then
-        async with watched(proxy, batching=Batching(50)) as (session, _):
-            report = await session.stop_running(2, range(1, 2_001))
-    assert_true(report, api)
-    assert (tmp_path / "error.log").read_text().count("reconfiguring") >= 2
-
-
-@NEEDS_NGINX
-@pytest.mark.parametrize("effect", [False, True])
-async def test_a_worker_that_is_killed(
-    api: ControlApiSimulator, tmp_path: Path, effect: bool
+@pytest.mark.parametrize("happens", [Proxy.reload, Proxy.kill_worker])
+async def test_an_nginx_that_ends_connections_in_mid_run(
+    api: ControlApiSimulator, tmp_path: Path, happens: Callable[[Proxy], None]
 ) -> None:
-    api.mixed_tasks(500)
-    gate = api.hold(STOP, number=2, effect=effect)
-    with nginx(tmp_path, api.port) as proxy:
-        async with watched(proxy, batching=Batching(50)) as (session, _):
-            run = asyncio.create_task(session.stop_running(2, range(1, 501)))
-            await api.wait_until(lambda: gate.held > 0)
-            proxy.kill_worker()
-            gate.release()
-            report = await run
+    api.mixed_tasks(2_000)
+    async with behind(nginx(tmp_path, api.port), batching=Batching(50)) as passage:
+
+        def once(record: RequestRecord) -> None:
+            if record.number == 15:
+                happens(passage.proxy)
+
+        api.fault_when = once
+        report = await stop_all(passage, api)
     assert_true(report, api)
+    assert "SIGCHLD" in (tmp_path / "error.log").read_text()  # a worker ended
 
 
 # --- limits ---------------------------------------------------------------------------------------
 
 
-@NEEDS_NGINX
-@pytest.mark.parametrize("retry_after", [None, 1])
+@pytest.mark.parametrize("retry_after", ["", "add_header Retry-After 1 always;"])
 @pytest.mark.parametrize("status", [429, 503])
 @hurrying
 async def test_slow_limits_lose_no_task_of_a_default_session(
-    tmp_path: Path, status: int, retry_after: int | None
+    tmp_path: Path, status: int, retry_after: str
 ) -> None:
     async def limited(rate: int, burst: int, chunk: int | None) -> None:
-        root = tmp_path / f"{rate}-{burst}"
         location = f"limit_req zone=all burst={burst} nodelay; limit_req_status {status};"
-        if retry_after is not None:
-            location += f"add_header Retry-After {retry_after} always;"
-        zone = f"limit_req_zone $binary_remote_addr zone=all:32k rate={rate * HURRY}r/s;"
+        http = f"limit_req_zone $binary_remote_addr zone=all:32k rate={rate * HURRY}r/s;"
+        root = tmp_path / f"{rate}-{burst}"
         with ControlApiSimulator() as api:
             api.mixed_tasks(300)
-            with nginx(root, api.port, location, http=zone) as proxy:
-                options = {"retry": RetryPolicy(), "batching": Batching(chunk)}
-                async with watched(proxy, **options) as (session, _):
-                    report = await session.stop_running(2, range(1, 301))
+            starting = nginx(root, api.port, location + retry_after, http=http)
+            async with behind(starting, retry=RetryPolicy(), batching=Batching(chunk)) as passage:
+                report = await stop_all(passage, api)
             assert_true(report, api)
-            assert report.stats.status_calls + report.stats.stop_calls == len(proxy.served)
+            requests = report.stats.status_calls + report.stats.stop_calls
+            assert requests == len(passage.proxy.served)
 
-    async with asyncio.TaskGroup() as group:
-        for rate, burst, chunk in ((1, 1, None), (1, 5, 60), (2, 2, 60), (5, 1, 30), (5, 5, 30)):
-            group.create_task(limited(rate, burst, chunk))
+    cases = ((1, 1, None), (1, 5, 60), (2, 2, 60), (5, 1, 30), (5, 5, 30))
+    await asyncio.gather(*(limited(*case) for case in cases))
 
 
-@NEEDS_NGINX
+def one_connection(status: int, root: Path, port: int) -> AbstractContextManager[Proxy]:
+    zone = "limit_conn_zone $binary_remote_addr zone=all:32k;"
+    return nginx(root, port, f"limit_conn all 1; limit_conn_status {status};", http=zone)
+
+
+def counting_refusals(status: int, root: Path, port: int) -> AbstractContextManager[Proxy]:
+    """Limit the rate of all requests, those that are refused included."""
+    limit = f"""stick-table type ip size 10 expire 10s store http_req_rate({1000 // HURRY}ms)
+    http-request track-sc0 src
+    http-request deny deny_status {status} if {{ sc_http_req_rate(0) gt 2 }}"""
+    return haproxy(root, port, backend=limit)
+
+
+@pytest.mark.parametrize("limited", [one_connection, counting_refusals])
 @pytest.mark.parametrize("status", [429, 503])
 @hurrying
-async def test_one_connection_at_a_time(
-    api: ControlApiSimulator, tmp_path: Path, status: int
+async def test_other_limits_lose_no_task_of_a_default_session(
+    api: ControlApiSimulator, tmp_path: Path, limited: Any, status: int
 ) -> None:
     api.mixed_tasks(400)
     api.latency = 0.005
-    location = f"limit_conn all 1; limit_conn_status {status};"
-    zone = "limit_conn_zone $binary_remote_addr zone=all:32k;"
-    with nginx(tmp_path, api.port, location, http=zone) as proxy:
-        async with watched(proxy, retry=RetryPolicy(), batching=Batching(50)) as (session, watcher):
-            report = await session.stop_running(2, range(1, 401))
+    starting = limited(status, tmp_path, api.port)
+    async with behind(starting, retry=RetryPolicy(), batching=Batching(50)) as passage:
+        report = await stop_all(passage, api)
     assert_true(report, api)
-    assert watcher.statuses[status]
-
-
-@NEEDS_HAPROXY
-@hurrying
-async def test_a_limit_that_counts_refused_requests_too(
-    api: ControlApiSimulator, tmp_path: Path
-) -> None:
-    api.mixed_tasks(400)
-    limit = f"""stick-table type ip size 10 expire 10s store http_req_rate({1000 // HURRY}ms)
-    http-request track-sc0 src
-    http-request deny deny_status 429 if {{ sc_http_req_rate(0) gt 2 }}"""
-    with haproxy(tmp_path, api.port, backend=limit) as proxy:
-        async with watched(proxy, retry=RetryPolicy(), batching=Batching(50)) as (session, watcher):
-            report = await session.stop_running(2, range(1, 401))
-    assert_true(report, api)
-    assert watcher.statuses[429]
+    assert passage.statuses[status]
 
 
 # --- proxies that send requests again -------------------------------------------------------------
 
 
-@NEEDS_HAPROXY
 @pytest.mark.parametrize("redispatch", [True, False])
 async def test_one_of_two_servers_is_gone(
     api: ControlApiSimulator, tmp_path: Path, redispatch: bool
@@ -523,33 +457,27 @@ async def test_one_of_two_servers_is_gone(
     api.mixed_tasks(1_000)
     defaults = "retries 3\n    option redispatch 1" * redispatch
     gone = f"balance random\n    server gone 127.0.0.1:{spare_port()}"
-    with haproxy(tmp_path, api.port, defaults, backend=gone) as proxy:
-        async with watched(proxy, batching=Batching(50)) as (session, watcher):
-            report = await session.stop_running(2, range(1, 1_001))
+    starting = haproxy(tmp_path, api.port, defaults, backend=gone)
+    async with behind(starting, batching=Batching(50)) as passage:
+        report = await stop_all(passage, api)
     assert_true(report, api)
-    assert bool(watcher.statuses[503]) is not redispatch
+    assert bool(passage.statuses[503]) is not redispatch
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("varnish", marks=NEEDS_VARNISH),
-        pytest.param("haproxy", marks=NEEDS_HAPROXY),
-    ],
-)
+@pytest.mark.parametrize("name", ["varnish", "haproxy"])
 async def test_a_stop_that_a_proxy_repeats(
     api: ControlApiSimulator, tmp_path: Path, request: pytest.FixtureRequest, name: str
 ) -> None:
     api.mixed_tasks(200)
     api.fault(Drop(effect=True), method=STOP, number=1)
     retries = "retries 2\n    retry-on all-retryable-errors\n    option http-buffer-request"
-    with haproxy(tmp_path, api.port, retries) as other:
-        proxy = request.getfixturevalue("shared_varnish") if name == "varnish" else other
-        options = {"headers": {"X-Retries": "2"}, "batching": Batching(50)}
-        async with watched(proxy, **options) as (session, watcher):
-            report = await session.stop_running(2, range(1, 201))
+    starting: AbstractContextManager[Proxy] = haproxy(tmp_path, api.port, retries)
+    if name == "varnish":
+        starting = nullcontext(request.getfixturevalue("shared_varnish"))
+    async with behind(starting, headers={"X-Retries": "2"}, batching=Batching(50)) as passage:
+        report = await stop_all(passage, api)
     assert report.complete
-    assert set(watcher.statuses) == {200}
+    assert set(passage.statuses) == {200}
     # The server says of the second one that there was nothing to stop, and nobody knows better.
     assert set(report.ids(SENT, UNAVAILABLE)) == stopped(api)
     assert len(report.ids(UNAVAILABLE)) == 50

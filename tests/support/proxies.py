@@ -1,4 +1,4 @@
-"""Debian's nginx, Varnish and HAProxy in front of a server, and a client that sees their answers.
+"""Debian's nginx, Varnish and HAProxy in front of a server, and a session that goes through them.
 
 They write to a directory of their own and listen on a free port of the loopback interface, as any
 user. nginx and HAProxy inherit a socket that listens already: so the port is surely free, and
@@ -8,114 +8,89 @@ nobody needs to wait until they are up.
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import secrets
-import selectors
 import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, ParamSpec
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import aiohttp
 import pytest
 from attrs import frozen
 
-from tests.support.clock import run
+from ctrlapi_async import Batching, ControlSession, RetryPolicy
+from tests.support.clock import HURRY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
-
-P = ParamSpec("P")
-
-HURRY: Final = 20
-"""How many seconds of a `HurryingLoop` pass in one."""
+    from collections.abc import AsyncIterator, Iterator
 
 # Debian keeps the programs out of the PATH of ordinary users.
-_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin"))
+_PATH: Final = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin"))
 
 
-def needs(program: str, package: str) -> pytest.MarkDecorator:
-    """Return a mark that skips a test where a program is missing."""
-    return pytest.mark.skipif(
-        shutil.which(program, path=_PATH) is None,
-        reason=f"{program} is missing: apt-get install --no-install-recommends {package}",
-    )
+# --- a session behind a proxy ---------------------------------------------------------------------
+
+STUBBORN: Final = RetryPolicy(attempts=1000, wait_initial=0.001, wait_max=0.01)
+"""As many repeats as it takes, at once: for tests of what is repeated, not of when."""
 
 
-NEEDS_NGINX = needs("nginx", "nginx")
-NEEDS_VARNISH = needs("varnishd", "varnish")
-NEEDS_HAPROXY = needs("haproxy", "haproxy")
+@frozen
+class Passage:
+    """A session behind a proxy, and the answers that came through it."""
 
-
-# --- time -----------------------------------------------------------------------------------------
-
-
-class _HurryingSelector(selectors.DefaultSelector):
-    def select(self, timeout: float | None = None) -> list[Any]:
-        return super().select(None if timeout is None else timeout / HURRY)
-
-
-class HurryingLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock runs fast: `HURRY` requests a second of a proxy are one here."""
-
-    def __init__(self) -> None:
-        super().__init__(_HurryingSelector())
-
-    def time(self) -> float:
-        return time.monotonic() * HURRY
-
-
-def hurrying(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Make a test run on a `HurryingLoop`."""
-
-    @functools.wraps(test)
-    def run_test(*args: P.args, **more: P.kwargs) -> None:
-        run(test(*args, **more), HurryingLoop)
-
-    return run_test
-
-
-# --- what the client sees -------------------------------------------------------------------------
-
-
-class Watcher:
-    """An HTTP client that tells which answers came."""
-
-    def __init__(self) -> None:
-        self._trace = aiohttp.TraceConfig()
-        self._trace.on_request_end.append(self._answered)
-        self._changed = asyncio.Event()
-        self.statuses: Counter[int] = Counter()
-
-    def client(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(trace_configs=[self._trace])
+    session: ControlSession
+    proxy: Proxy
+    statuses: Counter[int]
+    answered: asyncio.Event
 
     async def saw(self, status: int) -> None:
+        """Wait for an answer with an HTTP status."""
         while not self.statuses[status]:
-            self._changed.clear()
-            await self._changed.wait()
+            self.answered.clear()
+            await self.answered.wait()
 
-    async def _answered(
-        self, _client: object, _context: object, params: aiohttp.TraceRequestEndParams
-    ) -> None:
-        self.statuses[params.response.status] += 1
-        self._changed.set()
+
+@asynccontextmanager
+async def behind(
+    starting: AbstractContextManager[Proxy],
+    *,
+    retry: RetryPolicy = STUBBORN,
+    batching: Batching = Batching(),  # noqa: B008 - frozen
+    **options: Any,
+) -> AsyncIterator[Passage]:
+    """Start a proxy, and open a session through it."""
+    statuses, answered = Counter[int](), asyncio.Event()
+
+    async def note(_: object, __: object, answer: aiohttp.TraceRequestEndParams) -> None:
+        statuses[answer.response.status] += 1
+        answered.set()
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(note)
+    # Nothing here is about these times, and a clock that hurries must not make them short.
+    options |= {"request_timeout": 30 * HURRY, "connect_timeout": 10 * HURRY}
+    options |= {"retry": retry, "batching": batching}
+    with starting as proxy:
+        async with (
+            aiohttp.ClientSession(trace_configs=[trace]) as client,
+            ControlSession(proxy.url, 1, client=client, **options) as session,
+        ):
+            yield Passage(session, proxy, statuses, answered)
 
 
 # --- the proxies ----------------------------------------------------------------------------------
 
 
-@frozen
-class Served:
+class Served(NamedTuple):
     """One request, as nginx logged it."""
 
-    connection: int
+    connection: str
     status: int
     method: str
 
@@ -146,7 +121,7 @@ class Proxy:
     def served(self) -> list[Served]:
         """The requests that nginx has answered; all of them once it has stopped."""
         lines = (line.split() for line in (self.root / "access.log").read_text().splitlines())
-        return [Served(int(number), int(status), method) for number, status, method in lines]
+        return [Served(connection, int(status), method) for connection, status, method in lines]
 
 
 def spare_port() -> int:
@@ -159,17 +134,17 @@ def spare_port() -> int:
 
 @contextmanager
 def _running(
-    root: Path, port: int, *command: str, listener: socket.socket | None = None, **env: str
+    root: Path, port: int, package: str, *command: str, fds: tuple[int, ...] = (), **env: str
 ) -> Iterator[Proxy]:
     program = shutil.which(command[0], path=_PATH)
-    assert program is not None
+    if program is None:
+        pytest.skip(f"{command[0]} is missing: apt-get install --no-install-recommends {package}")
     with (root / "output").open("wb") as output:
         process = subprocess.Popen(
             [program, *command[1:]],
-            stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=output,
-            pass_fds=[] if listener is None else [listener.fileno()],
+            stderr=subprocess.STDOUT,
+            pass_fds=fds,
             env={"PATH": _PATH, **env},
         )
     try:
@@ -180,13 +155,7 @@ def _running(
     assert code in (0, 143, -signal.SIGTERM), (root / "output").read_text()
 
 
-@contextmanager
-def _listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
-        yield listener
-
-
-_NGINX = """
+_NGINX: Final = """
 daemon off;
 {user}
 worker_processes 1;
@@ -196,11 +165,8 @@ events {{ worker_connections 1024; }}
 http {{
     log_format terse '$connection $status $request_method';
     access_log {root}/access.log terse;
-    client_body_temp_path {root}/body;
-    proxy_temp_path {root}/proxy;
-    fastcgi_temp_path {root}/fastcgi;
-    uwsgi_temp_path {root}/uwsgi;
-    scgi_temp_path {root}/scgi;
+    client_body_temp_path {root}/body; proxy_temp_path {root}/proxy;
+    fastcgi_temp_path {root}/fcgi; uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;
     upstream api {{ server 127.0.0.1:{upstream}; keepalive 8; }}
     {http}
     server {{
@@ -218,37 +184,20 @@ http {{
 
 @contextmanager
 def nginx(root: Path, upstream: int, location: str = "", *, http: str = "") -> Iterator[Proxy]:
-    """Run an nginx.
-
-    Args:
-        root: A directory of its own, made if it is not there.
-        upstream: The port that it passes requests on to.
-        location: Directives for all paths.
-        http: Directives for all servers.
-    """
+    """Run an nginx in front of a port, with directives for all paths and for all servers."""
     root.mkdir(exist_ok=True)
-    with _listener() as listener:
-        port = listener.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        port, fd = listener.getsockname()[1], listener.fileno()
+        # Its workers would be another user's else, who may not write here.
+        user = "user root;" if os.geteuid() == 0 else ""
         config = root / "nginx.conf"
-        config.write_text(
-            _NGINX.format(
-                # Its workers would be another user's else, who may not write here.
-                user="user root;" if os.geteuid() == 0 else "",
-                root=root,
-                port=port,
-                upstream=upstream,
-                location=location,
-                http=http,
-            )
-        )
-        arguments = ("-e", f"{root}/error.log", "-p", str(root), "-c", str(config))
-        with _running(
-            root, port, "nginx", *arguments, listener=listener, NGINX=f"{listener.fileno()};"
-        ) as proxy:
+        config.write_text(_NGINX.format(**locals()))
+        command = ("nginx", "-e", f"{root}/error.log", "-p", str(root), "-c", str(config))
+        with _running(root, port, "nginx", *command, fds=(fd,), NGINX=f"{fd};") as proxy:
             yield proxy
 
 
-_HAPROXY = """
+_HAPROXY: Final = """
 global
     maxconn 1000
 defaults
@@ -259,7 +208,7 @@ defaults
     retries 0
     {defaults}
 frontend api
-    bind fd@{listener}
+    bind fd@{fd}
     default_backend servers
 backend servers
     {backend}
@@ -269,21 +218,18 @@ backend servers
 
 @contextmanager
 def haproxy(root: Path, upstream: int, defaults: str = "", *, backend: str = "") -> Iterator[Proxy]:
-    """Run an HAProxy; arguments as for `nginx`, with lines for its sections."""
-    with _listener() as listener:
+    """Run an HAProxy in front of a port, with lines for two sections of its config."""
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        port, fd = listener.getsockname()[1], listener.fileno()
         config = root / "haproxy.cfg"
-        config.write_text(
-            _HAPROXY.format(
-                defaults=defaults, listener=listener.fileno(), backend=backend, upstream=upstream
-            )
-        )
-        port = listener.getsockname()[1]
-        with _running(root, port, "haproxy", "-db", "-f", str(config), listener=listener) as proxy:
+        config.write_text(_HAPROXY.format(**locals()))
+        command = ("haproxy", "-db", "-f", str(config))
+        with _running(root, port, "haproxy", *command, fds=(fd,)) as proxy:
             yield proxy
 
 
 # What differs from test to test comes with the request: to compile a VCL takes a second.
-_VCL = """
+_VCL: Final = """
 vcl 4.1;
 import std;
 backend default { .host = "127.0.0.1"; .port = "%d"; }
@@ -306,14 +252,10 @@ def varnish(root: Path, upstream: int) -> Iterator[Proxy]:
     vcl = root / "default.vcl"
     vcl.write_text(_VCL % upstream)
     port = spare_port()
-    with _running(
-        root,
-        port,
-        *("varnishd", "-F", "-j", "none", "-n", str(root / "work"), "-f", str(vcl)),
-        *("-a", f"127.0.0.1:{port}", "-s", "malloc,8m", "-T", "none"),
-        # A server that refused a connection in the test before may be there again.
-        *("-p", "backend_remote_error_holddown=0"),
-    ) as proxy:
+    command = ("varnishd", "-F", "-j", "none", "-n", f"{root}/work", "-f", str(vcl), "-T", "none")
+    # A server that refused a connection in the test before may be there again.
+    options = ("-a", f"127.0.0.1:{port}", "-p", "backend_remote_error_holddown=0")
+    with _running(root, port, "varnish", *command, *options) as proxy:
         while True:
             assert proxy.process.poll() is None, (root / "output").read_text()
             with suppress(OSError), socket.create_connection(("127.0.0.1", port)):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ctrlapi_async._errors import Trait
 
 BUSY = traits_of(HttpError("busy", 503))
-NO_ANSWER = traits_of(RequestError("no answer"))
+NO_ANSWER = traits_of(RequestError("no answer", sent=False))
 BROKEN = traits_of(HttpError("broken", 500))
 
 
