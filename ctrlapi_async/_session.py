@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Self, SupportsIndex
 
 from ctrlapi_async._bulk.batcher import Batcher, closed_error
-from ctrlapi_async._bulk.reconcile import RunOptions
+from ctrlapi_async._bulk.options import RunOptions
 from ctrlapi_async._bulk.run import BulkRun, RunContext, StopRun
 from ctrlapi_async._bulk.source import SLICE, Targets, targets_across, targets_of
 from ctrlapi_async._bulk.states import KeptState

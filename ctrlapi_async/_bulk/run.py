@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
-    from ctrlapi_async._bulk.reconcile import OnRow, RunOptions
+    from ctrlapi_async._bulk.options import RunOptions
+    from ctrlapi_async._bulk.reconcile import OnRow
     from ctrlapi_async._limiter import ConcurrencyLimiter
     from ctrlapi_async._models import Batching, RetryPolicy
 
