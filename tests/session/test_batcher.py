@@ -275,7 +275,7 @@ async def test_a_caller_cancelled_in_any_turn_touches_no_other(
 
 
 @pytest.mark.parametrize("also", [False, True])
-@pytest.mark.parametrize("wanted", [(1, 2, 3), range(1, 20_001)], ids=len)
+@pytest.mark.parametrize("wanted", [(1, 2, 3), range(1, 6001)], ids=len)
 @simulated()
 async def test_a_task_is_left_alone_when_its_last_caller_is_cancelled_before_the_stop(
     api: ControlApiSimulator, wanted: Iterable[int], also: bool
