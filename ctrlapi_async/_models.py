@@ -231,9 +231,7 @@ def expect_int(name: str, value: object, least: int = 0) -> int:
         ValueError: It is out of range.
     """
     # What most values are needs no slow look at its protocols.
-    if type(value) is not int and (
-        isinstance(value, bool) or not isinstance(value, SupportsIndex)
-    ):
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
         raise TypeError(f"{name} must be an int, not {_shown(value)}")
     number = index(value)
     if not least <= number <= MAX_ID:

@@ -16,7 +16,7 @@ from ctrlapi_async._models import AllActive
 from ctrlapi_async._protocol.requests import TaskCall
 
 if TYPE_CHECKING:
-    from ctrlapi_async._bulk.reconcile import Reconciler
+    from ctrlapi_async._bulk.placing import Placer
     from ctrlapi_async._bulk.schedule import Schedule
     from ctrlapi_async._errors import TasksDeniedError
 
@@ -30,12 +30,12 @@ class Denials:
 
     Args:
         schedule: Where the other tasks wait.
-        reconciler: Settles the bad ones.
+        placer: Settles the bad ones.
     """
 
-    def __init__(self, schedule: Schedule, reconciler: Reconciler) -> None:
+    def __init__(self, schedule: Schedule, placer: Placer) -> None:
         self._schedule = schedule
-        self._reconciler = reconciler
+        self._placer = placer
         self._spare = SPARE_REQUESTS
         self._exact: set[str] = set()
         """Methods whose refusals are known to name only bad ids."""
@@ -47,7 +47,7 @@ class Denials:
         if not job.doubtful or job.kind.method in self._exact | self._inexact:
             return None
         [call] = job.calls
-        known = self._reconciler.known_tasks.get(call.project_id)
+        known = self._placer.known_tasks.get(call.project_id)
         return None if known in listed_ids(call) else known
 
     def succeeded(self, job: Job) -> None:
@@ -67,7 +67,7 @@ class Denials:
         """
         [call] = job.calls
         if isinstance(call.task_ids, AllActive):
-            self._reconciler.note(error)
+            self._placer.note(error)
             return
         listed = set(error.task_ids)
         named = [task_id for task_id in call.task_ids if task_id in listed]
@@ -95,4 +95,4 @@ class Denials:
     def _deny(
         self, job: Job, project_id: int, task_ids: list[int], error: TasksDeniedError
     ) -> None:
-        self._reconciler.settle_missing(job, project_id, task_ids, error.message)
+        self._placer.settle_missing(job, project_id, task_ids, error.message)

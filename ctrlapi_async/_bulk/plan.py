@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ctrlapi_async._bulk.causes import Causes
 from ctrlapi_async._bulk.denials import Denials
 from ctrlapi_async._bulk.jobs import Job, JobKind, JobState, listed_ids
-from ctrlapi_async._bulk.outcomes import OpenTasks, Outcomes
-from ctrlapi_async._bulk.polls import PollSeries
+from ctrlapi_async._bulk.open_tasks import open_tasks, unchecked_tasks
+from ctrlapi_async._bulk.outcomes import Outcomes
+from ctrlapi_async._bulk.placing import Placer
+from ctrlapi_async._bulk.polls import Waiting
 from ctrlapi_async._bulk.reconcile import Reconciler
 from ctrlapi_async._bulk.recovery import Recovery
+from ctrlapi_async._bulk.restarts import RestartFollower
 from ctrlapi_async._bulk.schedule import Schedule
 from ctrlapi_async._errors import (
     CtrlApiError,
@@ -33,10 +36,11 @@ from ctrlapi_async._models import ALL_ACTIVE, UNANSWERED, StopResult, StopStats
 from ctrlapi_async._protocol.requests import TASK_STOP, TaskCall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection
 
+    from ctrlapi_async._bulk.options import RunOptions
     from ctrlapi_async._bulk.outcomes import OutcomeStore
-    from ctrlapi_async._bulk.reconcile import OnRow, RunOptions
+    from ctrlapi_async._bulk.reconcile import OnRow
     from ctrlapi_async._models import RetryPolicy
     from ctrlapi_async._protocol.replies import Rows
     from ctrlapi_async._reports import Verdict
@@ -74,20 +78,20 @@ class StopPlan:
         self._causes = Causes()
         self._outcomes = Outcomes(collect=options.collect, unknown_statuses=unknown_statuses)
         self._schedule = schedule = Schedule(streaming=streaming)
-        self._reconciler = Reconciler(self._outcomes, schedule, options, self._causes.note, on_row)
-        self._denials = Denials(schedule, self._reconciler)
+        self._placer = placer = Placer(self._outcomes, schedule, options, self._causes.note)
+        self._restarts = RestartFollower(self._outcomes, placer)
+        self._reconciler = Reconciler(self._outcomes, placer, self._restarts, options, on_row)
+        self._denials = Denials(schedule, placer)
         self._recovery = Recovery(
             schedule,
-            self._reconciler,
+            placer,
             self._denials,
             policy,
             deadline=self._deadline,
             random=random,
         )
-        self._pending_polls = PollSeries(schedule.pending, schedule.due_pending, began)
-        self._stopped_polls = PollSeries(schedule.stopped, schedule.due_stopped, began)
-        self._only_following = False
-        self._last_stop = self._ended_at = began
+        self._waiting = Waiting(schedule, placer, options, began)
+        self._ended_at = began
         self._requests: Counter[str] = Counter()
         self._retries = 0
         self._unwanted: set[int] = set()
@@ -166,7 +170,7 @@ class StopPlan:
             calls, job.calls = job.calls, []
             for call in calls:
                 if (error := self._recovery.dead_projects.get(call.project_id)) is not None:
-                    self._reconciler.give_up(job, call.project_id, listed_ids(call), error)
+                    self._placer.give_up(job, call.project_id, listed_ids(call), error)
                 else:
                     job.calls.append(call)
         if self._unwanted and job.kind in (JobKind.CHECK, JobKind.STOP) and job.lost is None:
@@ -174,7 +178,7 @@ class StopPlan:
             calls, job.calls = job.calls, []
             for call in calls:
                 wanted, unwanted = self._divide_wanted(job, call)
-                self._reconciler.give_up(job, call.project_id, unwanted, dropped)
+                self._placer.give_up(job, call.project_id, unwanted, dropped)
                 if wanted or call.task_ids is ALL_ACTIVE:
                     job.calls.append(TaskCall(call.project_id, wanted or ALL_ACTIVE))
         return bool(job.calls)
@@ -192,7 +196,7 @@ class StopPlan:
     def _keep_current(self, job: Job, now: float) -> bool:
         """Take out of a job what restart chains have outdated; return whether something is left."""
         if job.kind is JobKind.STOP:
-            calls = [self._reconciler.still_current(call, now, sent=False) for call in job.calls]
+            calls = [self._restarts.still_current(call, now, sent=False) for call in job.calls]
             job.calls = [call for call in calls if call.task_ids]
         elif job.kind is JobKind.CHECK:
             calls = [self._unchecked_of(call) for call in job.calls]
@@ -203,7 +207,7 @@ class StopPlan:
         if call.task_ids is ALL_ACTIVE:
             return call
         project_id, task_ids = call.project_id, listed_ids(call)
-        return TaskCall(project_id, self._outcomes.unchecked(project_id, task_ids))
+        return TaskCall(project_id, self._outcomes.still_to_check(project_id, task_ids))
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -226,7 +230,7 @@ class StopPlan:
             return
         del self._schedule.jobs[job]
         if job.kind in (JobKind.STOP, JobKind.VERIFY):
-            self._last_stop = now
+            self._waiting.stop_answered(now)
         if isinstance(reply, CtrlApiError):
             self._recovery.receive(job, reply, now, proven)
         else:
@@ -284,13 +288,7 @@ class StopPlan:
         """Return when `wake` is to be called next, in seconds; infinite: never."""
         if self.done:
             return math.inf
-        polls = (self._pending_polls, self._stopped_polls)
-        times = [self._deadline, self._schedule.next_wakeup(now), *(one.at for one in polls)]
-        if self._schedule.pending.size:
-            times.append(self._pending_end)
-        if self._following_only:
-            times.append(self._following_end)
-        return min(times)
+        return min(self._deadline, self._schedule.next_wakeup(now), self._waiting.next_wakeup())
 
     def wake(self, now: float) -> None:
         """Do what is due."""
@@ -300,43 +298,8 @@ class StopPlan:
             self.abort(DeadlineError(f"the run's {self._options.timeout:g} s are over"), now)
             return
         self._schedule.wake(now)
-        if self._schedule.pending.size and now >= self._pending_end:
-            self._stop_waiting_pending()
-        self._pending_polls.wake(now)
-        if self._following_only:
-            if not self._only_following:
-                self._only_following = True
-                self._stopped_polls.restart(now)
-            if now >= self._following_end:
-                # One last look at those that were still Running.
-                self._reconciler.waiting_stopped = False
-                self._stopped_polls.move(now)
-        self._stopped_polls.wake(now)
+        self._waiting.wake(now)
         self._conclude(now)
-
-    @property
-    def _pending_end(self) -> float:
-        return self._began + (self._options.wait_pending or 0.0)
-
-    @property
-    def _following_end(self) -> float:
-        return self._last_stop + (self._options.wait_stopped or 0.0)
-
-    @property
-    def _following_only(self) -> bool:
-        """Whether all that is left is to see stopped tasks end."""
-        return bool(
-            self._reconciler.waiting_stopped
-            and self._schedule.stopped.size
-            and not self._schedule.stopping
-        )
-
-    def _stop_waiting_pending(self) -> None:
-        """Leave pending tasks as they are."""
-        self._reconciler.waiting_pending = False
-        for queue in (self._schedule.pending, self._schedule.due_pending):
-            for project_id, task_ids in queue.take_all():
-                self._outcomes.settle_known(project_id, task_ids, None, None)
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -383,10 +346,10 @@ class StopPlan:
             if job.lost is not None:
                 self.note(job.lost)
         if error is not None:
-            for project_id, task_ids in list(self._unchecked()):
+            for project_id, task_ids in list(unchecked_tasks(self._schedule, self._outcomes)):
                 text = self._why_ended(project_id, error)
                 self._outcomes.settle_asked(project_id, task_ids, StopResult.NOT_SENT, text)
-            for project_id, task_ids, result, why in list(self._open_tasks()):
+            for project_id, task_ids, result, why in list(open_tasks(self._schedule)):
                 # Nobody knows that a stopped task has ended.
                 stopped = result is StopResult.STOP_SENT
                 final = StopResult.STILL_RUNNING if stopped else result
@@ -405,48 +368,15 @@ class StopPlan:
 
     # --- what is known ------------------------------------------------------------------------
 
-    def _unchecked(self) -> Iterator[tuple[int, list[int]]]:
-        """Return all tasks of which nothing is known yet."""
-        calls = [*self._schedule.unchecked, *self._schedule.doubtful]
-        for job in self._schedule.jobs:
-            if job.kind is JobKind.CHECK:
-                calls += ((call.project_id, listed_ids(call)) for call in job.calls)
-        for project_id, task_ids in calls:
-            yield project_id, self._outcomes.unchecked(project_id, task_ids)
-
-    def _open_tasks(self) -> Iterator[OpenTasks]:
-        """Return all tasks that were checked and have no final outcome."""
-        schedule = self._schedule
-        for queue, result in (
-            (schedule.running, StopResult.NOT_SENT),
-            (schedule.refused, StopResult.UNAVAILABLE),
-            (schedule.pending, StopResult.NOT_RUNNING),
-            (schedule.due_pending, StopResult.NOT_RUNNING),
-            (schedule.stopped, StopResult.STOP_SENT),
-            (schedule.due_stopped, StopResult.STOP_SENT),
-        ):
-            for project_id, task_ids in queue:
-                yield OpenTasks(project_id, task_ids, result)
-        for job in schedule.jobs:
-            if job.kind is JobKind.CHECK:
-                continue
-            result, error = _OPEN_RESULT[job.kind], None
-            if job.lost is not None:
-                result, error = StopResult.UNCONFIRMED, text_of(job.lost)
-            elif job.kind is JobKind.STOP and job.state is JobState.IN_FLIGHT:
-                result = StopResult.UNCONFIRMED
-            for call in job.calls:
-                yield OpenTasks(call.project_id, listed_ids(call), result, error)
-
     @property
     def counts(self) -> dict[StopResult, int]:
         """How many tasks have each result now."""
-        return self._outcomes.counts(() if self.done else self._open_tasks())
+        return self._outcomes.counts(() if self.done else open_tasks(self._schedule))
 
     def snapshot(self) -> dict[int, Verdict]:
         """Return what is known of each task now, in the order asked for."""
         store = self._outcomes.store
-        return store.verdicts if self.done else self._outcomes.snapshot(self._open_tasks())
+        return store.verdicts if self.done else self._outcomes.snapshot(open_tasks(self._schedule))
 
     @property
     def store(self) -> OutcomeStore:
@@ -474,13 +404,3 @@ class StopPlan:
             retries=self._retries,
             elapsed=(self._ended_at if self.done else now) - self._began,
         )
-
-
-_OPEN_RESULT: Final = {
-    JobKind.STOP: StopResult.NOT_SENT,
-    JobKind.VERIFY: StopResult.UNCONFIRMED,
-    JobKind.EXPLAIN: StopResult.UNAVAILABLE,
-    JobKind.POLL_PENDING: StopResult.NOT_RUNNING,
-    JobKind.POLL_STOPPED: StopResult.STOP_SENT,
-}
-"""The result of a job's tasks, were the run to end now."""

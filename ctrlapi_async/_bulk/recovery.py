@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from ctrlapi_async._bulk.denials import Denials
-    from ctrlapi_async._bulk.reconcile import Reconciler
+    from ctrlapi_async._bulk.placing import Placer
     from ctrlapi_async._bulk.schedule import Schedule
     from ctrlapi_async._models import RetryPolicy
 
@@ -39,7 +39,7 @@ class Recovery:
 
     Args:
         schedule: Where jobs wait.
-        reconciler: Settles tasks that are given up.
+        placer: Settles tasks that are given up.
         denials: Singles out tasks that do not exist.
         policy: When and how often a request is repeated.
         deadline: When the run ends, in seconds.
@@ -49,7 +49,7 @@ class Recovery:
     def __init__(
         self,
         schedule: Schedule,
-        reconciler: Reconciler,
+        placer: Placer,
         denials: Denials,
         policy: RetryPolicy,
         *,
@@ -63,7 +63,7 @@ class Recovery:
         self.dead_projects: dict[int, CtrlApiError] = {}
         """Projects about which the server will not answer, and why."""
         self._schedule = schedule
-        self._reconciler = reconciler
+        self._placer = placer
         self._denials = denials
         self._policy = policy
         self._deadline = deadline
@@ -157,7 +157,7 @@ class Recovery:
         """Send a job again after a pause, if the policy and the server's wish allow it."""
         pause = self._pause(job.attempt, error)
         if (refusal := self._impossible_wait(job, error, now)) is not None:
-            self._end_run(job, refusal)
+            self._give_up_waiting(job, refusal)
         elif job.attempt < self._attempts(job) and now + pause <= self._last_moment(job, now):
             log_repeat(job.kind.method, job.size, error, job.attempt + 1, pause)
             self._schedule.back_off(job, now + pause)
@@ -172,7 +172,7 @@ class Recovery:
         """Ask what became of stops of unknown fate, after a pause."""
         verify = Job(JobKind.VERIFY, job.calls, stop=job, lost=error)
         if (refusal := self._impossible_wait(job, error, now)) is not None:
-            self._end_run(verify, refusal)
+            self._give_up_waiting(verify, refusal)
             return
         pause = self._pause(job.attempt, error)
         logger.warning(
@@ -216,11 +216,18 @@ class Recovery:
         """Return an error that says so if the server asks to wait for longer than the run can."""
         return impossible_wait(error, now, min(self._last_moment(job, now), self._deadline))
 
+    def _give_up_waiting(self, job: Job, refusal: CtrlApiError) -> None:
+        """Give up a job that may not wait as long as it should; all, if all should wait."""
+        if Trait.SLOW_DOWN in traits_of(refusal):
+            self._end_run(job, refusal)
+        else:
+            self._give_up(job, refusal)
+
     def _give_up(self, job: Job, error: Exception) -> None:
         for call in job.calls:
             if call.task_ids is ALL_ACTIVE:
-                self._reconciler.note(error)
-            self._reconciler.give_up(job, call.project_id, listed_ids(call), error)
+                self._placer.note(error)
+            self._placer.give_up(job, call.project_id, listed_ids(call), error)
 
     def _end_project(self, job: Job, error: CtrlApiError) -> None:
         for call in job.calls:

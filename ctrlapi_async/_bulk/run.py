@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
-    from ctrlapi_async._bulk.reconcile import OnRow, RunOptions
+    from ctrlapi_async._bulk.options import RunOptions
+    from ctrlapi_async._bulk.reconcile import OnRow
     from ctrlapi_async._limiter import ConcurrencyLimiter
     from ctrlapi_async._models import Batching, RetryPolicy
 
@@ -290,7 +291,7 @@ class BulkRun:
         if self._report is not None:
             return self._report
         now = self._engine.now if self._engine is not None else 0.0
-        report = StopReport.over(self._plan.snapshot(), self._plan.stats(now))
+        report = StopReport(self._plan.snapshot(), stats=self._plan.stats(now))
         if self.ended:
             self._report = report
         return report

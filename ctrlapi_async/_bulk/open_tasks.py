@@ -1,0 +1,59 @@
+"""The tasks of a run without a final outcome, derived from where they wait."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ctrlapi_async._bulk.jobs import JobKind, JobState, listed_ids
+from ctrlapi_async._bulk.outcomes import OpenTasks
+from ctrlapi_async._errors import text_of
+from ctrlapi_async._models import StopResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ctrlapi_async._bulk.outcomes import Outcomes
+    from ctrlapi_async._bulk.schedule import Schedule
+
+_RESULT_OF_JOB: Final = {
+    JobKind.STOP: StopResult.NOT_SENT,
+    JobKind.VERIFY: StopResult.UNCONFIRMED,
+    JobKind.EXPLAIN: StopResult.UNAVAILABLE,
+    JobKind.POLL_PENDING: StopResult.NOT_RUNNING,
+    JobKind.POLL_STOPPED: StopResult.STOP_SENT,
+}
+"""The result of a job's tasks, were the run to end now."""
+
+
+def unchecked_tasks(schedule: Schedule, outcomes: Outcomes) -> Iterator[tuple[int, list[int]]]:
+    """Yield all tasks of which nothing is known yet, by project."""
+    calls = [*schedule.unchecked, *schedule.doubtful]
+    for job in schedule.jobs:
+        if job.kind is JobKind.CHECK:
+            calls += ((call.project_id, listed_ids(call)) for call in job.calls)
+    for project_id, task_ids in calls:
+        yield project_id, outcomes.still_to_check(project_id, task_ids)
+
+
+def open_tasks(schedule: Schedule) -> Iterator[OpenTasks]:
+    """Yield all tasks that were checked and have no final outcome."""
+    for queue, result in (
+        (schedule.running, StopResult.NOT_SENT),
+        (schedule.refused, StopResult.UNAVAILABLE),
+        (schedule.pending, StopResult.NOT_RUNNING),
+        (schedule.due_pending, StopResult.NOT_RUNNING),
+        (schedule.stopped, StopResult.STOP_SENT),
+        (schedule.due_stopped, StopResult.STOP_SENT),
+    ):
+        for project_id, task_ids in queue:
+            yield OpenTasks(project_id, task_ids, result)
+    for job in schedule.jobs:
+        if job.kind is JobKind.CHECK:
+            continue
+        result, error = _RESULT_OF_JOB[job.kind], None
+        if job.lost is not None:
+            result, error = StopResult.UNCONFIRMED, text_of(job.lost)
+        elif job.kind is JobKind.STOP and job.state is JobState.IN_FLIGHT:
+            result = StopResult.UNCONFIRMED
+        for call in job.calls:
+            yield OpenTasks(call.project_id, listed_ids(call), result, error)

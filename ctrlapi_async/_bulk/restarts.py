@@ -1,0 +1,135 @@
+"""How restart chains are followed: whichever task was asked for, the current one is stopped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ctrlapi_async._bulk.jobs import JobKind, listed_ids
+from ctrlapi_async._bulk.placing import Visit, status_of
+from ctrlapi_async._models import StopResult, TaskStatus
+from ctrlapi_async._protocol.requests import TaskCall
+
+if TYPE_CHECKING:
+    from ctrlapi_async._bulk.chains import Chain, ChainFinding, Findings
+    from ctrlapi_async._bulk.outcomes import Outcomes
+    from ctrlapi_async._bulk.placing import Placer
+    from ctrlapi_async._protocol.replies import Row
+
+_WITH_STOP: Final = (
+    StopResult.STOP_SENT,
+    StopResult.STILL_RUNNING,
+    StopResult.UNAVAILABLE,
+    StopResult.UNCONFIRMED,
+)
+"""Results that another task of the same chain shares: its current task is not stopped twice."""
+
+
+class RestartFollower:
+    """Brings the restart chains of a run in line with what the server said.
+
+    Args:
+        outcomes: Holds the chains.
+        placer: Puts their current tasks where they are dealt with next.
+    """
+
+    def __init__(self, outcomes: Outcomes, placer: Placer) -> None:
+        self._outcomes = outcomes
+        self._placer = placer
+
+    def chains_by_status(
+        self, visit: Visit, found: Findings
+    ) -> dict[tuple[Visit, TaskStatus | str], list[int]]:
+        """Return the current tasks of restart chains that are to be placed now."""
+        groups: dict[tuple[Visit, TaskStatus | str], list[int]] = {}
+        for finding in found.chains:
+            current = finding.current
+            status = status_of(current)
+            for task_id in finding.asked:
+                chain = self._chain_of(visit, finding, current, task_id)
+                if chain is None:
+                    continue
+                as_what = self._visit_of(visit, chain, task_id, status)
+                groups.setdefault((as_what, status), []).append(chain.target)
+        return groups
+
+    def _chain_of(
+        self, visit: Visit, finding: ChainFinding, current: Row, task_id: int
+    ) -> Chain | None:
+        """Return the chain that a task stands for; None if it is dealt with elsewhere."""
+        initial_id, project_id = finding.initial_id, visit.project_id
+        table = self._outcomes.chains(project_id)
+        chain = table.by_target(task_id)
+        if visit.kind is JobKind.CHECK and not self._outcomes.unchecked(project_id, [task_id]):
+            # Another task of the chain has brought it here. Only the latest news are new.
+            if (known := table.find(initial_id, current.task_id)) is not None:
+                known.current = current
+            return None
+        if chain is None:
+            chain = self._join(project_id, initial_id, current, task_id)
+        elif chain.target in finding.rows:
+            chain = table.retarget(chain, current)
+        if chain is not None:
+            for other in self._outcomes.unchecked(project_id, list(finding.rows)):
+                if other != task_id:
+                    self._outcomes.overtake(project_id, chain, other)
+        return chain
+
+    def _visit_of(
+        self, visit: Visit, chain: Chain, task_id: int, status: TaskStatus | str
+    ) -> Visit:
+        """Return as what the current task of a chain is placed."""
+        if visit.lost is not None and chain.target != task_id:
+            # What the lost stop was for is over; the task that came after it was never stopped.
+            return visit.as_check()
+        if (
+            visit.kind is JobKind.POLL_STOPPED
+            and chain.stop_sent_to != chain.target
+            and self._placer.waiting_stopped
+            and status is TaskStatus.RUNNING
+        ):
+            return visit.as_check()
+        return visit
+
+    def _join(self, project_id: int, initial_id: int, current: Row, task_id: int) -> Chain | None:
+        """Return the new chain of a task; None if the task joined one that is dealt with."""
+        table = self._outcomes.chains(project_id)
+        known = table.find(initial_id, current.task_id)
+        if known is None:
+            return table.open(initial_id, current, [task_id])
+        if known.verdict is None:
+            known.current = current
+            self._outcomes.join(known, task_id)
+            return None
+        if known.target == current.task_id and known.verdict.result in _WITH_STOP:
+            self._outcomes.join_closed(known, [task_id])
+            return None
+        return table.open(initial_id, current, [task_id])
+
+    def still_current(self, call: TaskCall, now: float, *, sent: bool) -> TaskCall:
+        """Return the part of a stop that is not outdated; the chains of the rest go on.
+
+        Args:
+            call: A call of TaskStop.
+            now: The time in seconds.
+            sent: Whether the stop was sent; if not, a task that is not Running is outdated too.
+        """
+        project_id, task_ids = call.project_id, listed_ids(call)
+        table = self._outcomes.chains(project_id)
+        outdated = {
+            task_id: chain
+            for task_id, chain in table.among(task_ids)
+            if chain.current.task_id != task_id
+            or not (sent or status_of(chain.current) is TaskStatus.RUNNING)
+        }
+        if not outdated:
+            return call
+        visit = Visit(JobKind.CHECK, project_id, now)
+        for task_id, chain in outdated.items():
+            current = chain.current
+            if chain.target == task_id:
+                moved = table.retarget(chain, current)
+            else:
+                moved = self._join(project_id, chain.initial_id, current, task_id)
+            if moved is not None:
+                self._placer.place(visit, [moved.target], status_of(current))
+        return TaskCall(project_id, [task_id for task_id in task_ids if task_id not in outdated])
