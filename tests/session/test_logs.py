@@ -55,7 +55,7 @@ async def test_a_repeat_is_one_line_with_method_tasks_cause_attempt_and_seconds(
     api.add_tasks([1, 2, 3])
     api.fault(HttpStatus(500), method=STATUS, number=1)
     api.fault(CutBody(keep=0), method=STATUS, number=2)
-    async with open_session(api) as session:
+    async with open_session(api, retry=RetryPolicy(wait_initial=0)) as session:
         await session.stop_running(2, [1, 2, 3])
         api.fault(HttpStatus(502), number=5)
         await session.call(STATUS, {"project_id": 2, "task_ids": 1})
