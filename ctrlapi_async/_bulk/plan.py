@@ -81,12 +81,7 @@ class StopPlan:
         self._reconciler = Reconciler(self._outcomes, placer, self._restarts, options, on_row)
         self._denials = Denials(schedule, placer)
         self._recovery = Recovery(
-            schedule,
-            placer,
-            self._denials,
-            policy,
-            deadline=self._deadline,
-            random=random,
+            schedule, placer, self._denials, policy, deadline=self._deadline, random=random
         )
         self._answers = Answers(self._reconciler, self._recovery, self._denials)
         self._waiting = Waiting(schedule, placer, options, began)
