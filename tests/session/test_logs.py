@@ -52,27 +52,27 @@ async def test_a_repeat_is_one_line_with_method_tasks_cause_attempt_and_seconds(
     api: ControlApiSimulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    api.add_tasks([1, 2, 3])
+    api.add_task(1)
     api.fault(HttpStatus(500), method=STATUS, number=1)
     api.fault(CutBody(keep=0), method=STATUS, number=2)
     async with open_session(api) as session:
-        await session.stop_running(2, [1, 2, 3])
+        await session.stop_running(2, 1)
         api.fault(HttpStatus(502), number=5)
         await session.call(STATUS, {"project_id": 2, "task_ids": 1})
     assert logged(caplog, logging.WARNING) == []
     first, second, third = logged(caplog, logging.INFO)
     assert (
         first
-        == "TaskStatus of 3 tasks: attempt 2 in # s, after: HTTP 500 Internal Server Error from #"
+        == "TaskStatus of 1 task: attempt 2 in # s, after: HTTP 500 Internal Server Error from #"
     )
-    assert second.startswith("TaskStatus of 3 tasks: attempt 3 in # s, after: the connection to #")
+    assert second.startswith("TaskStatus of 1 task: attempt 3 in # s, after: the connection to #")
     assert third.startswith("TaskStatus of 1 task: attempt 2 in # s, after: HTTP 502 Bad Gateway")
     # And each request is a line for whoever debugs.
     assert logged(caplog, logging.DEBUG) == [
-        "TaskStatus of 3 tasks: 500 after # ms",
-        "TaskStatus of 3 tasks: RequestError after # ms",
-        "TaskStatus of 3 tasks: 200 after # ms",
-        "TaskStop of 3 tasks: 200 after # ms",
+        "TaskStatus of 1 task: 500 after # ms",
+        "TaskStatus of 1 task: RequestError after # ms",
+        "TaskStatus of 1 task: 200 after # ms",
+        "TaskStop of 1 task: 200 after # ms",
         "TaskStatus of 1 task: 502 after # ms",
         "TaskStatus of 1 task: 200 after # ms",
     ]

@@ -239,7 +239,7 @@ async def test_wait_stopped_follows_a_restart_that_came_in_between(
     api: ControlApiSimulator,
 ) -> None:
     """The task stalls before its stop takes effect; what it was restarted as is stopped too."""
-    api.add_task(64, life=[(5, "Stalled")], restarts=1)
+    api.add_task(64, life=[(5, "Stalled")], restarts=[Restart()])
     api.add_task(65)
     async with open_session(api) as session:
         report = await session.stop_running(2, [64, 65], wait_stopped=60)
@@ -382,7 +382,7 @@ def test_each_asked_task_has_one_outcome_and_each_live_task_one_stop(
         seed.shuffle(ids)
 
         def script(record: RequestRecord) -> Fault | None:
-            if record.number in restart_at:
+            if record.number in restart_at and follow:
                 running = [n for n, task in api.tasks.items() if task.status == "Running"]
                 if running and len(api.tasks) < 100:
                     api.restart(seed.choice(running))
