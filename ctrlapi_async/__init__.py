@@ -10,13 +10,18 @@ if TYPE_CHECKING:
     from ctrlapi_async._errors import (
         AuthError,
         CtrlApiError,
+        DeadlineError,
+        HtmlReplyError,
         HttpError,
         MethodError,
         ProjectNotFoundError,
         ReplyError,
+        ReplyTooLargeError,
         RequestError,
+        RequestTimeoutError,
         StopIncompleteError,
         TasksDeniedError,
+        TlsError,
         UndefinedMethodError,
         UserUnavailableError,
     )
@@ -52,7 +57,7 @@ else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 __all__ = [
@@ -63,12 +68,16 @@ __all__ = [
     "Batching",
     "ControlSession",
     "CtrlApiError",
+    "DeadlineError",
+    "HtmlReplyError",
     "HttpError",
     "MethodError",
     "Progress",
     "ProjectNotFoundError",
     "ReplyError",
+    "ReplyTooLargeError",
     "RequestError",
+    "RequestTimeoutError",
     "RetryPolicy",
     "StatusReport",
     "StopIncompleteError",
@@ -81,6 +90,7 @@ __all__ = [
     "TaskState",
     "TaskStatus",
     "TasksDeniedError",
+    "TlsError",
     "UndefinedMethodError",
     "UserUnavailableError",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from enum import Enum
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, SupportsIndex
 
 from ctrlapi_async._bulk.batcher import Batcher, closed_error
 from ctrlapi_async._bulk.options import RunOptions
@@ -92,7 +92,7 @@ class ControlSession:
     def __init__(
         self,
         base_url: str,
-        user_id: int,
+        user_id: SupportsIndex,
         *,
         auth: tuple[str, str] | ApiKey | None = None,
         headers: Mapping[str, str] | None = None,
@@ -240,7 +240,7 @@ class ControlSession:
 
     async def task_status(
         self,
-        project_id: int,
+        project_id: SupportsIndex,
         task_ids: AnyTaskIds,
         *,
         detailed_test_results: bool = False,
@@ -298,7 +298,7 @@ class ControlSession:
                 raise error.exceptions[0] from None
         return await _in_order(run.report, states)
 
-    async def task_stop(self, project_id: int, task_ids: TaskIds) -> StopReport:
+    async def task_stop(self, project_id: SupportsIndex, task_ids: TaskIds) -> StopReport:
         """Stop tasks (TaskStop) without checking them first; prefer `stop_running`.
 
         Args:
@@ -320,7 +320,7 @@ class ControlSession:
 
     async def stop_running(
         self,
-        project_id: int,
+        project_id: SupportsIndex,
         task_ids: AnyTaskIds,
         *,
         dry_run: bool = False,
@@ -390,7 +390,7 @@ class ControlSession:
 
     def stopping(
         self,
-        project_id: int,
+        project_id: SupportsIndex,
         task_ids: AnyTaskIds,
         *,
         collect: bool = True,
@@ -453,7 +453,7 @@ class ControlSession:
         options = _options(dry_run, follow_restarts, wait_pending, wait_stopped, timeout, collect)
         return StopRun(BulkRun(targets_across(targets), options, self._context))
 
-    async def stop(self, project_id: int, task_id: int) -> StopOutcome:
+    async def stop(self, project_id: SupportsIndex, task_id: SupportsIndex) -> StopOutcome:
         """Stop one task if it is Running; concurrent calls are gathered into batches.
 
         Cancelling one caller touches no other, and its task is left alone if its stop had not

@@ -135,11 +135,6 @@ class ChainTable:
         self._by_initial: dict[int, Chain] = {}
         self._open: dict[int, Chain] = {}
 
-    @property
-    def known_any(self) -> bool:
-        """Whether there are any chains."""
-        return bool(self._by_initial)
-
     def find(self, initial_id: int, target: int) -> Chain | None:
         """Return the open chain with this target, else the chain with this first task."""
         return self._open.get(target) or self._by_initial.get(initial_id)

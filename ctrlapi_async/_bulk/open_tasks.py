@@ -32,7 +32,7 @@ def unchecked_tasks(schedule: Schedule, outcomes: Outcomes) -> Iterator[tuple[in
         if job.kind is JobKind.CHECK:
             calls += ((call.project_id, listed_ids(call)) for call in job.calls)
     for project_id, task_ids in calls:
-        yield project_id, outcomes.unchecked(project_id, task_ids)
+        yield project_id, outcomes.still_to_check(project_id, task_ids)
 
 
 def open_tasks(schedule: Schedule) -> Iterator[OpenTasks]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from itertools import repeat
-from operator import is_
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from msgspec.structs import replace
@@ -139,6 +138,8 @@ class Outcomes:
         self.store = OutcomeStore(collect=collect)
         self._unknown_statuses = set() if unknown_statuses is None else unknown_statuses
         self._chains: dict[int, ChainTable] = {}
+        self._overtaken: set[int] = set()
+        """Projects in which a task's chain was found before the task was checked itself."""
         self._verdicts: dict[tuple[object, ...], Verdict] = {}
 
     def chains(self, project_id: int) -> ChainTable:
@@ -159,13 +160,18 @@ class Outcomes:
 
     def unchecked(self, project_id: int, task_ids: list[int]) -> list[int]:
         """Return those tasks of which nothing is known yet, by their chain either."""
-        if not self.chains(project_id).known_any:
-            return task_ids
         nothing = self._verdict(project_id, StopResult.NOT_SENT)
-        known = self.store.verdicts.get
-        if all(map(is_, map(known, task_ids), repeat(nothing))):
-            return task_ids
-        return [task_id for task_id in task_ids if known(task_id) is nothing]
+        verdicts = self.store.verdicts
+        return [task_id for task_id in task_ids if verdicts.get(task_id) is nothing]
+
+    def still_to_check(self, project_id: int, task_ids: list[int]) -> list[int]:
+        """Return those tasks of a check that no other task's check has brought news of."""
+        return self.unchecked(project_id, task_ids) if project_id in self._overtaken else task_ids
+
+    def overtake(self, project_id: int, chain: Chain, task_id: int) -> None:
+        """Let a task that waits to be checked share the outcome of an open chain."""
+        self._overtaken.add(project_id)
+        self.join(chain, task_id)
 
     def asked(self, project_id: int, task_ids: list[int]) -> list[int]:
         """Return the tasks that were asked for, given the tasks that a request is about."""

@@ -207,7 +207,7 @@ class StopPlan:
         if call.task_ids is ALL_ACTIVE:
             return call
         project_id, task_ids = call.project_id, listed_ids(call)
-        return TaskCall(project_id, self._outcomes.unchecked(project_id, task_ids))
+        return TaskCall(project_id, self._outcomes.still_to_check(project_id, task_ids))
 
     # --- answers ------------------------------------------------------------------------------
 

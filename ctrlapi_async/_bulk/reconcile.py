@@ -105,7 +105,7 @@ class Reconciler:
         if asked is None:
             self._admit_listed(project_id, found, answer)
         elif job.kind is JobKind.CHECK:
-            found.keep(lambda task_ids: self._outcomes.unchecked(project_id, task_ids))
+            found.keep(lambda task_ids: self._outcomes.still_to_check(project_id, task_ids))
         for task_ids in found.plain.values():
             self._placer.known_tasks[project_id] = task_ids[-1]
         return found

@@ -71,7 +71,7 @@ class RestartFollower:
         if chain is not None:
             for other in self._outcomes.unchecked(project_id, list(finding.rows)):
                 if other != task_id:
-                    self._outcomes.join(chain, other)
+                    self._outcomes.overtake(project_id, chain, other)
         return chain
 
     def _visit_of(
