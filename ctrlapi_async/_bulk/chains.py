@@ -9,7 +9,7 @@ with as chains; any other task stands for itself.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attrs import define, evolve, field
 
@@ -141,10 +141,10 @@ class ChainTable:
 
     def among(self, task_ids: list[int]) -> list[tuple[int, Chain]]:
         """Return those tasks that `find` finds a chain for as target or first task, with it."""
+        if not self._by_initial:
+            return []
         known = (self._open.keys() & task_ids) | (self._by_initial.keys() & task_ids)
-        return (
-            [(n, cast("Chain", self.find(n, n))) for n in task_ids if n in known] if known else []
-        )
+        return [(n, self._open.get(n) or self._by_initial[n]) for n in sorted(known)]
 
     def by_target(self, task_id: int) -> Chain | None:
         """Return the open chain whose target this is."""
@@ -157,11 +157,11 @@ class ChainTable:
 
     def split(self, task_ids: list[int]) -> tuple[list[int], list[Chain]]:
         """Return the tasks that stand for themselves, and the open chains of the others."""
-        chains = self._open
-        if not chains or chains.keys().isdisjoint(task_ids):
+        targets = self._open.keys() & task_ids if self._open else ()
+        if not targets:
             return task_ids, []
-        plain = [task_id for task_id in task_ids if task_id not in chains]
-        return plain, [chains[task_id] for task_id in task_ids if task_id in chains]
+        plain = [task_id for task_id in task_ids if task_id not in targets]
+        return plain, [self._open[task_id] for task_id in sorted(targets)]
 
     def asked(self, task_ids: list[int]) -> list[int]:
         """Return the tasks that were asked for, given the tasks that requests are about."""

@@ -59,7 +59,8 @@ class RestartFollower:
         initial_id, project_id = finding.initial_id, visit.project_id
         table = self._outcomes.chains(project_id)
         chain = table.by_target(task_id)
-        if visit.kind is JobKind.CHECK and not self._outcomes.unchecked(project_id, [task_id]):
+        unchecked = self._outcomes.unchecked(project_id, [task_id, *finding.rows])
+        if visit.kind is JobKind.CHECK and task_id not in unchecked:
             # Another task of the chain has brought it here. Only the latest news are new.
             if (known := table.find(initial_id, current.task_id)) is not None:
                 known.current = current
@@ -69,7 +70,7 @@ class RestartFollower:
         elif chain.target in finding.rows:
             chain = table.retarget(chain, current)
         if chain is not None:
-            for other in self._outcomes.unchecked(project_id, list(finding.rows)):
+            for other in unchecked:
                 if other != task_id:
                     self._outcomes.overtake(project_id, chain, other)
         return chain
