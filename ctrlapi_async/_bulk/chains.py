@@ -150,6 +150,11 @@ class ChainTable:
         """Return the open chain whose target this is."""
         return self._open.get(task_id)
 
+    def initial_of(self, task_id: int) -> int:
+        """Return the first task of the open chain whose target this is; else the task itself."""
+        chain = self._open.get(task_id)
+        return task_id if chain is None else chain.initial_id
+
     def split(self, task_ids: list[int]) -> tuple[list[int], list[Chain]]:
         """Return the tasks that stand for themselves, and the open chains of the others."""
         targets = self._open.keys() & task_ids if self._open else ()

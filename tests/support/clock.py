@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import selectors
+import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
@@ -145,4 +146,4 @@ def eager(
     """Return a task that has taken its first step."""
     assert isinstance(work, Coroutine)
     make = EagerTask if loop.is_running() else asyncio.Task
-    return make(work, loop=loop, **more)  # type: ignore[no-any-return]
+    return make(work, loop=loop, **more)
