@@ -160,6 +160,7 @@ class LazyState(Protocol):
 
     def make(self) -> TaskState:
         """Return the state."""
+        ...
 
 
 @frozen(eq=False, repr=False)

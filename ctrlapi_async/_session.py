@@ -136,6 +136,7 @@ class ControlSession:
         )
         self._sender = RequestSender(self._transport, self._limiter, self._user_id)
         self._state = _State.NEW
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._context = RunContext(
             sender=self._sender,
             limiter=self._limiter,
@@ -480,12 +481,15 @@ class ControlSession:
     # --- inside -------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
-        """Open the session on first use; raise RuntimeError if it is closed."""
+        """Open the session on first use; raise RuntimeError if it cannot be used here."""
         if self._state is _State.CLOSED:
             raise RuntimeError(f"{self!r} is closed")
+        loop = asyncio.get_running_loop()
         if self._state is _State.NEW:
             self._transport.open()
-            self._state = _State.OPEN
+            self._state, self._loop = _State.OPEN, loop
+        elif self._loop is not loop:
+            raise RuntimeError(f"{self!r} was opened on another event loop, and works only there")
 
     def _run_of_single_stops(self, targets: Targets) -> BulkRun:
         return BulkRun(targets, RunOptions(), self._context, sized=False)

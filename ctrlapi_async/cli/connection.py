@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import ctrlapi_async as api
 from ctrlapi_async.cli.exits import UsageError
-from ctrlapi_async.cli.messages import in_own_words
 from ctrlapi_async.cli.options import refuse
 from ctrlapi_async.cli.settings import read_secret_file
 from ctrlapi_async.cli.streams import complain
+from ctrlapi_async.cli.text import own_words
 
 if TYPE_CHECKING:
     from ctrlapi_async.cli.options import MessageOptions, RequestOptions, ServerOptions
@@ -57,7 +57,7 @@ def session_of(
             connect_timeout=requests.connect_timeout,
         )
     except ValueError as error:
-        raise UsageError(in_own_words(error)) from None
+        raise UsageError(own_words(str(error))) from None
 
 
 def _needed(settings: Settings, name: str, what: str, option: str, variable: str) -> Any:  # noqa: ANN401 - each setting has its own type

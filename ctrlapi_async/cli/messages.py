@@ -10,7 +10,7 @@ from ctrlapi_async import StopResult
 from ctrlapi_async._errors import DeadlineError, TlsError
 from ctrlapi_async.cli.exits import Exit, UnwrittenError, UsageError
 from ctrlapi_async.cli.outcomes import NO_ANSWER, REFUSED, unknown_status
-from ctrlapi_async.cli.text import id_list, numbered, visible
+from ctrlapi_async.cli.text import id_list, numbered, own_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,21 +21,12 @@ if TYPE_CHECKING:
 CAUSES: Final = 5
 """Different errors that are shown."""
 
-_SPELLINGS: Final = (
-    ("(`auth=ApiKey(...)`)", "(--api-key-file or CTRLAPI_API_KEY)"),
-    ("(`auth=(login, password)`)", "(--auth or CTRLAPI_AUTH)"),
-    ("`ssl`", "--ca-file"),
-    ("base_url", "--url"),
-    ("connect_timeout", "--connect-timeout"),
-)
-"""What the library's errors call things, and what the command line does."""
-
 
 def advice(error: Exception, option_for_time: str) -> str:
     """Return what to do about an error, or nothing; an option that gives more time is one thing."""
     if isinstance(error, api.HttpError):
         if isinstance(error, api.AuthError):
-            return ""  # the error says it
+            return "give --auth or --api-key-file, or set CTRLAPI_AUTH or CTRLAPI_API_KEY"
         passing = error.status >= 500 or error.status in (408, 425, 429)
         return "try again later" if passing else "check --url"
     table: tuple[tuple[type[Exception], str], ...] = (
@@ -57,16 +48,8 @@ def sentence(error: Exception, option_for_time: str = "--timeout") -> str:
         error: The error.
         option_for_time: The option that gives more time, if that was too short.
     """
-    parts = (in_own_words(error).rstrip("."), advice(error, option_for_time))
+    parts = (own_words(str(error)).rstrip("."), advice(error, option_for_time))
     return "; ".join(filter(None, parts))
-
-
-def in_own_words(error: Exception) -> str:
-    """Return an error's text with options in place of the library's arguments."""
-    text = visible(error)
-    for theirs, ours in _SPELLINGS:
-        text = text.replace(theirs, ours)
-    return text
 
 
 def explain(process: Process, ending: Ending, *, with_project: bool = False) -> None:

@@ -150,7 +150,7 @@ async def find_targets(
                 else:
                     pipes.append(source)
             if pipes and len(projects) == 1 and listed.all_in(projects[0]):
-                return Targets(stream=(projects[0], _stream(listed, pipes, projects)))
+                return Targets(stream=(projects[0], _stream(listed, pipes, projects, source_names)))
             for source in pipes:
                 await _read_all(listed, source, projects)
     except TimeoutError:
@@ -203,7 +203,7 @@ async def _read_all(listed: _Listed, source: str, projects: Sequence[int]) -> No
 
 
 async def _stream(
-    listed: _Listed, pipes: Sequence[str], projects: Sequence[int]
+    listed: _Listed, pipes: Sequence[str], projects: Sequence[int], source_names: str
 ) -> AsyncIterator[int]:
     """Yield the ids of one project as they arrive: those that are listed, then those of pipes."""
     some = bool(listed.count)
@@ -221,7 +221,7 @@ async def _stream(
             for task_id in task_ids:
                 yield task_id
     if not some:
-        raise UsageError(f"no task id in {' and '.join(map(_name, pipes))}")
+        raise UsageError(f"no task id in {source_names}")
 
 
 async def _pieces(source: str) -> AsyncIterator[str]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ctrlapi_async.cli.outcomes import NEED_ATTENTION, Form, Tally, style
 from ctrlapi_async.cli.streams import OutputFile
-from ctrlapi_async.cli.text import id_list, numbered, visible
+from ctrlapi_async.cli.text import id_list, numbered, own_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -85,7 +85,7 @@ class Layout:
         for outcome in shown:
             restarted_as = "" if outcome.restarted_as is None else str(outcome.restarted_as)
             ids = (str(outcome.task_id), str(outcome.project_id), restarted_as)
-            message = visible(outcome.error or "")
+            message = own_words(outcome.error or "")
             rows.add(*ids, *self.form.cells(outcome), message, style=style(outcome))
         return rows
 
@@ -116,7 +116,7 @@ class Layout:
         lines: list[str] = []
         messages: dict[str, dict[str, list[StopOutcome]]] = {}
         for outcome in sorted(shown, key=self.form.order):
-            message = visible(outcome.error or "")
+            message = own_words(outcome.error or "")
             if message or (outcome.result in NEED_ATTENTION and not by_task):
                 alike = messages.setdefault(self.form.label(outcome), {})
                 # Many messages differ in nothing but the id of their task.
@@ -144,8 +144,8 @@ class Layout:
 
     def _message(self, outcomes: Sequence[StopOutcome]) -> str:
         """Return the message of tasks whose messages are alike."""
-        different = {visible(outcome.error or "") for outcome in outcomes}
-        message = visible(outcomes[0].error or "")
+        different = {own_words(outcome.error or "") for outcome in outcomes}
+        message = own_words(outcomes[0].error or "")
         if len(message) > NOTE_LENGTH:
             message = message[:NOTE_LENGTH] + "…"
         return f": {message}" * bool(message) + " (and the like)" * (len(different) > 1)

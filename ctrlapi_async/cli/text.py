@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 IDS_LENGTH: Final = 60
 """Characters that a list of task ids may take, more or less."""
 
+_OPTIONS: Final = {"base_url": "--url", "connect_timeout": "--connect-timeout"}
+"""What the library's errors call things, and what the command line does."""
+
 # Control characters, line and paragraph separators, lone surrogates, and the format characters
 # that change the direction of text: a terminal obeys them.
 _CONTROLS: Final = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
@@ -33,6 +36,15 @@ def visible_lines(text: str) -> str:
 def _escape(found: re.Match[str]) -> str:
     number = ord(found[0])
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+
+
+def own_words(text: str) -> str:
+    """Return an error of the library, visible, without what only Python code can do about it."""
+    parts = [part for part in visible(text).split("; ") if "`auth`" not in part]
+    words = "; ".join(parts)
+    for argument, option in _OPTIONS.items():
+        words = words.replace(argument, option)
+    return words
 
 
 def json_text(value: Any) -> str:  # noqa: ANN401 - JSON

@@ -1,47 +1,29 @@
-"""What the tests of the command line share: a world of tasks, and calls within this process."""
+"""What the tests of the command line share: worlds of tasks, and calls within this process."""
 
 from __future__ import annotations
 
 import io
+import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from cli_support import COMMANDS, Pseudoterminal, Result
 
 from ctrlapi_async import cli
 from ctrlapi_async.cli.app import app
-from ctrlapi_async.simulator import ControlApiSimulator
+from tests.cli.support import COMMANDS, Call, OnTerminal, Pseudoterminal, Result, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
-class Call(Protocol):
-    def __call__(
-        self, api: ControlApiSimulator | None, *argv: str, stdin: bytes = ...
-    ) -> Result: ...
-
-
-class OnTerminal(Protocol):
-    def __call__(
-        self,
-        api: ControlApiSimulator | None,
-        *argv: str,
-        columns: int = ...,
-        answer: tuple[str, str | Callable[[], str]] | None = ...,
-        keep: tuple[str, ...] = ...,
-    ) -> Result: ...
-
-
 @pytest.fixture(autouse=True)
 def config_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Give the configuration a folder of its own, and no variables."""
-    for name in ("URL", "USER_ID", "PROJECT_ID", "AUTH", "API_KEY", "API_KEY_FILE", "CA_FILE"):
-        monkeypatch.delenv(f"CTRLAPI_{name}", raising=False)
-    monkeypatch.delenv("CTRLAPI_PROFILE", raising=False)
+    """Make a folder for the configuration, and take away all variables."""
+    for name in [name for name in os.environ if name.startswith("CTRLAPI_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     folder = tmp_path / "ctrlapi-async"
     folder.mkdir()
@@ -49,9 +31,9 @@ def config_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def world() -> Iterator[ControlApiSimulator]:
+def world() -> Iterator[World]:
     """Serve five tasks: 1, 2 and 3 run, 4 is completed, 5 scheduled."""
-    with ControlApiSimulator() as api:
+    with World() as api:
         api.add_tasks([1, 2, 3], "Running")
         api.add_task(4, "Completed")
         api.add_task(5, "Scheduled")
@@ -59,7 +41,7 @@ def world() -> Iterator[ControlApiSimulator]:
 
 
 @pytest.fixture
-def worlds(world: ControlApiSimulator) -> ControlApiSimulator:
+def worlds(world: World) -> World:
     """Add project 3 to the world: 31 and 32 run, 33 is completed; and project 4: 41 runs."""
     world.add_tasks([31, 32], "Running", project_id=3)
     world.add_task(33, "Completed", project_id=3)
@@ -67,28 +49,26 @@ def worlds(world: ControlApiSimulator) -> ControlApiSimulator:
     return world
 
 
-def _name_server(patch: pytest.MonkeyPatch, api: ControlApiSimulator | None) -> None:
+def _prepare(patch: pytest.MonkeyPatch, api: World | None) -> None:
     if api is not None:
         for name, value in (("URL", api.url), ("USER_ID", "1"), ("PROJECT_ID", "2")):
             patch.setenv(f"CTRLAPI_{name}", value)
+    for command in (app, *map(app.__getitem__, COMMANDS)):
+        patch.setattr(command, "_fallback_console", None)  # it would keep its first width
 
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
     """Carry out a command line in this process."""
 
-    def run(api: ControlApiSimulator | None, *argv: str, stdin: bytes = b"") -> Result:
+    def run(api: World | None, *argv: str, stdin: bytes = b"") -> Result:
         path = tmp_path / "standard_input"
         path.write_bytes(stdin)
         with pytest.MonkeyPatch.context() as patch, path.open() as opened:
-            _name_server(patch, api)
+            _prepare(patch, api)
             patch.setattr(sys, "stdin", opened)
-            for command in (app, *map(app.__getitem__, COMMANDS)):
-                # It would keep its first width.
-                patch.setattr(command, "_fallback_console", None)
             status = cli.main(argv)
-        printed = capsys.readouterr()
-        return Result(status, printed.out, printed.err)
+        return Result(status, *capsys.readouterr())
 
     return run
 
@@ -103,7 +83,7 @@ def on_terminal() -> OnTerminal:
     """
 
     def run(
-        api: ControlApiSimulator | None,
+        api: World | None,
         *argv: str,
         columns: int = 80,
         answer: tuple[str, str | Callable[[], str]] | None = None,
@@ -118,7 +98,7 @@ def on_terminal() -> OnTerminal:
 
         kept: Any = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
         with Pseudoterminal(columns) as terminal, pytest.MonkeyPatch.context() as patch:
-            _name_server(patch, api)
+            _prepare(patch, api)
             patch.setenv("COLUMNS", str(columns))
             patch.setenv("TERM", "xterm-256color")
             for name, stream in zip(("stdin", "stdout", "stderr"), terminal.streams, strict=True):

@@ -14,12 +14,13 @@ import trustme
 from ctrlapi_async import cli
 from ctrlapi_async.cli.exits import Exit
 from ctrlapi_async.cli.options import duration
-from ctrlapi_async.simulator import ControlApiSimulator
+from tests.cli.support import World
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Call
+    from tests.cli.support import Call
+
 
 KEY = base64.b64encode(b"a secret of some length").decode()
 FILE = """
@@ -148,40 +149,6 @@ def test_a_configuration_that_cannot_be_read(call: Call, config_folder: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (("--url", "nowhere"), "--url must be an address such as http://172.16.1.41"),
-        (("--url", "ftp://h"), "--url must be an address such as http://172.16.1.41"),
-        (("--url", "http://h:x"), "--url must be an address such as http://172.16.1.41"),
-        (("--user-id", "x"), "--user-id must be a whole number, 0 or more, not 'x'"),
-        (("--ca-file", "/nowhere"), "CA file /nowhere cannot be used: No such file or directory"),
-        (("--ca-file", __file__), "cannot be used: it holds no certificate"),
-        (("--ca-file", "x", "--insecure"), "leave out one"),
-        (("--auth", "x:\udc80"), "auth: a lone surrogate stands for no character"),
-        (("--auth", "x:y", "--api-key-file", "z"), "--auth and --api-key-file are two ways to log"),
-        (("--api-key-file", "/nowhere"), "/nowhere cannot be read: No such file or directory"),
-        (("--timeout", "inf"), "--timeout: must be a time such as 90, 90s, 5m or 1h, not 'inf'"),
-        (("--timeout", "-1"), "--timeout"),
-        (("--timeout", "99999999h"), "--timeout: is too long a time: '99999999h'"),
-        (("--connect-timeout", "0"), "--connect-timeout must be more than 0 seconds"),
-        (("--chunk-size", "0"), "--chunk-size: must be a whole number, 1 or more, not '0'"),
-        (("--concurrency", "1.5"), "--concurrency: must be a whole number, 1 or more, not '1.5'"),
-        (("--retries", "-1"), "--retries"),
-        (("--output", "xml"), 'Invalid value "xml" for --output'),
-        (("--nope",), "Unknown option: "),
-    ],
-)
-def test_options_that_cannot_be_used(
-    call: Call, world: ControlApiSimulator, argv: tuple[str, ...], words: str
-) -> None:
-    result = call(world, "stop", "1", *argv)
-    assert (result.status, result.out, world.counters.requests) == (Exit.USAGE, "", 0)
-    assert words in result.err
-    assert result.err.count("\n") == 1
-    assert "base_url" not in result.err
-
-
-@pytest.mark.parametrize(
     ("text", "seconds"),
     [("90", 90), ("90s", 90), ("5m", 300), ("1h", 3600), ("0.5", 0.5), (".5m", 30), ("1.", 1)],
 )
@@ -217,7 +184,7 @@ def test_what_is_not_given_is_asked_for(
 
 
 def test_a_login_from_the_environment(
-    call: Call, world: ControlApiSimulator, monkeypatch: pytest.MonkeyPatch
+    call: Call, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.login = ("joe", "s3cret:pw")
     monkeypatch.setenv("CTRLAPI_AUTH", "joe:s3cret:pw")
@@ -228,37 +195,28 @@ def test_a_login_from_the_environment(
     assert "wrong" not in result.err + result.out
 
 
-def test_a_password_is_asked_for(
-    call: Call, world: ControlApiSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prompts = []
+def test_a_password_is_asked_for(call: Call, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: dict[str, Any] = {"Password of joe: ": "s3cret", "Password of ann: ": EOFError()}
+    answers["Password of eve: "] = getpass.GetPassWarning()
+    answers["Password of sue: "] = OSError(errno.ENXIO, "")
 
     def ask(prompt: str) -> str:
-        prompts.append(prompt)
-        return "s3cret"
+        if isinstance(answers[prompt], Exception):
+            raise answers[prompt]
+        return str(answers[prompt])
 
     world.login = ("joe", "s3cret")
     monkeypatch.setattr(getpass, "getpass", ask)
     assert call(world, "status", "1", "--auth", "joe").status == Exit.OK
-    assert prompts == ["Password of joe: "]
-
-
-@pytest.mark.parametrize("error", [getpass.GetPassWarning, EOFError, OSError(errno.ENXIO, "")])
-def test_without_a_terminal_no_password_is_asked_for(
-    call: Call, world: ControlApiSimulator, monkeypatch: pytest.MonkeyPatch, error: Any
-) -> None:
-    def ask(_: str) -> str:
-        raise error
-
-    monkeypatch.setattr(getpass, "getpass", ask)
-    result = call(world, "status", "1", "--auth", "joe")
-    assert result.status == Exit.USAGE
-    assert "set CTRLAPI_AUTH=LOGIN:PASSWORD" in result.err
+    for login in ("ann", "eve", "sue"):
+        result = call(world, "status", "1", "--auth", login)
+        assert result.status == Exit.USAGE
+        assert "set CTRLAPI_AUTH=LOGIN:PASSWORD" in result.err
 
 
 def test_a_profile_with_a_password(call: Call, config_folder: Path) -> None:
     path = config_folder / "config.toml"
-    with ControlApiSimulator(login=("joe", "pw")) as api:
+    with World(login=("joe", "pw")) as api:
         api.add_task(1)
         path.write_text('[default]\nauth = "joe:pw"')
         path.chmod(0o600)
@@ -268,15 +226,12 @@ def test_a_profile_with_a_password(call: Call, config_folder: Path) -> None:
 
 @pytest.mark.parametrize("access_id", [None, "ann"])
 def test_an_api_key(
-    call: Call,
-    config_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    access_id: str | None,
+    call: Call, config_folder: Path, monkeypatch: pytest.MonkeyPatch, access_id: str | None
 ) -> None:
     path = config_folder / "lab.key"
     path.write_text(f"{access_id}:{KEY}\n" if access_id else f"{KEY}\n")
     path.chmod(0o600)
-    with ControlApiSimulator(api_key=KEY, access_id=access_id) as api:
+    with World(api_key=KEY, access_id=access_id) as api:
         api.add_task(1)
         assert call(api, "status", "1", "--api-key-file", str(path)).status == Exit.OK
         (config_folder / "config.toml").write_text('[default]\napi_key_file = "lab.key"')
@@ -299,7 +254,7 @@ def test_an_api_key(
     ],
 )
 def test_files_that_hold_no_api_key(
-    call: Call, world: ControlApiSimulator, tmp_path: Path, *, text: str, mode: int, words: str
+    call: Call, world: World, tmp_path: Path, *, text: str, mode: int, words: str
 ) -> None:
     path = tmp_path / "key"
     path.write_text(text, encoding="latin-1")
@@ -314,7 +269,7 @@ def test_tls(call: Call, config_folder: Path) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     ca.issue_cert("127.0.0.1").configure_cert(context)
     ca.cert_pem.write_to_path(config_folder / "ca.pem")
-    with ControlApiSimulator(ssl_context=context) as api:
+    with World(ssl_context=context) as api:
         api.add_task(1)
         refused = call(api, "status", "1")
         assert refused.status == Exit.NOTHING

@@ -86,13 +86,13 @@ def small(
 
 IDS: Final = list(range(1, 17))
 TARGETS: Final = {2: range(20, 26), 3: range(30, 36), 4: range(40, 44)}
+TOO_LARGE: Final = HttpStatus(413)
 FAULTS: Final[dict[tuple[str, int], Fault]] = {
     (STATUS, 1): HttpStatus(503),
     (STATUS, 3): Drop(),
-    (STATUS, 6): SlowBody(interval=0),
     (STOP, 1): Drop(effect=True),
     (STOP, 2): CutBody(),
-    (STOP, 3): HttpStatus(413),
+    (STOP, 3): TOO_LARGE,
 }
 
 
@@ -106,7 +106,8 @@ def no_faults(record: RequestRecord) -> None:
 
 def trouble(record: RequestRecord) -> Fault | None:
     method = record.methods[0]
-    return FAULTS.get((method, record.numbers[method]))
+    fault = FAULTS.get((method, record.numbers[method]))
+    return None if len(record.ids) == 1 and fault == TOO_LARGE else fault
 
 
 def calm(api: ControlApiSimulator) -> None:
@@ -126,7 +127,7 @@ def lively(api: ControlApiSimulator) -> None:
     api.add_tasks(range(6, 10), "Scheduled", life=[(0.3, "Explore"), (0.6, "Running")])
     api.add_tasks(range(10, 13), "Explore", life=[(1.2, "Running")])
     api.add_task(13, "Scheduled", life=[(0.8, "Completed")])
-    api.add_task(14, life=[(0.3, "Stalled")], restarts=1)
+    api.add_task(14, life=[(0.3, "Stalled")], restarts=["Running"])
     api.add_task(15, "Stalled")
     api.restart(15, "Scheduled", life=[(0.9, "Running")])
     api.add_task(16, "Completed")
@@ -194,10 +195,10 @@ PATIENT: Final = {"wait_pending": 50, "wait_stopped": 50}
 UNCOLLECTED: Final = {"collect": False}
 SCENARIOS: Final = {
     "calm": Scenario(calm, listed),
-    "faults": Scenario(lacking, listed, trouble),
-    "faults, streamed": Scenario(lacking, streamed, trouble, {"wait_stopped": 0.01}, 3),
-    "uncollected": Scenario(calm, streamed, options=UNCOLLECTED),
-    "faults, uncollected": Scenario(lacking, streamed, trouble, UNCOLLECTED, 4),
+    "faults": Scenario(lacking, listed, trouble, stride=3),
+    "faults, streamed": Scenario(lacking, streamed, trouble, {"wait_stopped": 0.01}, 6),
+    "uncollected": Scenario(calm, streamed, options=UNCOLLECTED, stride=2),
+    "faults, uncollected": Scenario(lacking, streamed, trouble, UNCOLLECTED, 7),
     "patient, uncollected": Scenario(lively, streamed, options=PATIENT | UNCOLLECTED, stride=7),
     "patient": Scenario(lively, listed, options=PATIENT, stride=5),
     "all active": Scenario(lively, all_active, options=PATIENT, stride=7),
@@ -364,7 +365,7 @@ class Play:
         for task_id, outcome in moment.report.items():
             about = outcome.restarted_as or task_id
             if outcome.result is STOP_SENT:
-                assert about in moment.stopped, outcome
+                assert {task_id, about} & moment.stopped, outcome
             elif outcome.result not in (UNCONFIRMED, StopResult.STILL_RUNNING):
                 assert about not in moment.stopped, outcome
             if outcome.result is StopResult.NOT_FOUND:
@@ -422,5 +423,481 @@ def test_whoever_holds_the_session_may_be_cancelled_before_any_step(
 
     before = 0
     while run(play(before), quick_loop):
-        before += 2
+        before += 5
     assert before > 25
+
+
+# --- single stops that share requests -------------------------------------------------------------
+
+WANTED: Final = [*chain(*TARGETS.values()), TARGETS[2][0]]
+"""Tasks, one a caller; the first is wanted by two."""
+VICTIMS: Final = {
+    "one is cancelled": range(2, 3),
+    "one of two is cancelled": range(1),
+    "all are cancelled": range(len(WANTED)),
+    "close": range(0),
+}
+
+
+class Gathering:
+    """Many callers of `stop`, some or all ended in some way before the k-th step."""
+
+    def __init__(self, world: World, script: Script, ending: str) -> None:
+        self.world, self.script, self.ending = world, script, ending
+        self.begun: set[int] = set()
+        self.waiting: set[int] = set()
+        self.unasked: set[int] = set()
+        self.requests = 0
+
+    async def play(self, before: int) -> bool:
+        """Play it, and return whether the end came before all were answered."""
+        steps = Steps(before)
+        async with simulator() as api:
+            self.world(api)
+            api.add_task(29)
+            oracle = Oracle(attempts=6)
+            for task_id in {29, *WANTED}:
+                oracle.ask(project_of(task_id), [task_id])
+            Witness(api, self.script, oracle)
+            callers = await self._play(api, steps)
+            assert_nothing_left()
+            await disconnected(api)
+            for number, caller in enumerate(callers):
+                self._assert_fate(number, caller, oracle, api)
+        assert steps.struck or not any(caller.cancelled() for caller in callers)
+        return steps.struck
+
+    async def _play(
+        self, api: ControlApiSimulator, steps: Steps
+    ) -> list[asyncio.Task[StopOutcome]]:
+        closing = asyncio.Event()
+        async with small(api) as session:
+            callers = [asyncio.create_task(self._call(session, n)) for n in range(len(WANTED))]
+            everyone = asyncio.create_task(self._wait(callers, closing))
+            steps.arm(everyone, partial(self._strike, api, callers, closing))
+            await closing.wait()
+            if self.ending != "close":  # the session goes on as if nothing had been
+                assert (await session.stop(2, 29)).result is STOP_SENT
+                if self.script is no_faults:
+                    await assert_every_slot_is_free(session, api)
+        await everyone
+        if self.ending == "close" and steps.struck:
+            assert api.counters.requests <= self.requests + AT_ONCE
+        return callers
+
+    def _strike(
+        self,
+        api: ControlApiSimulator,
+        callers: list[asyncio.Task[StopOutcome]],
+        closing: asyncio.Event,
+    ) -> None:
+        self.unasked = set(WANTED).difference(*(record.ids for record in api.log))
+        self.waiting = set(self.begun)
+        self.requests = api.counters.requests
+        for number in VICTIMS[self.ending]:
+            callers[number].cancel()
+        if self.ending == "close":
+            closing.set()
+
+    async def _call(self, session: ControlSession, number: int) -> StopOutcome:
+        # Some come while others are served; those who want the same task come together.
+        await turns(WANTED[number] % 5 * 4)
+        self.begun.add(number)
+        task_id = WANTED[number]
+        return await session.stop(project_of(task_id), task_id)
+
+    async def _wait(self, callers: list[asyncio.Task[StopOutcome]], closing: asyncio.Event) -> None:
+        await asyncio.wait(callers)
+        closing.set()
+
+    def _assert_fate(
+        self,
+        number: int,
+        caller: asyncio.Task[StopOutcome],
+        oracle: Oracle,
+        api: ControlApiSimulator,
+    ) -> None:
+        task_id = WANTED[number]
+        project_id = project_of(task_id)
+        if caller.cancelled():
+            assert number in VICTIMS[self.ending]
+            if WANTED.count(task_id) == 1 and task_id in self.unasked and task_id in api.tasks:
+                assert not api.tasks[task_id].stop_requests  # it was left alone
+        elif isinstance(error := caller.exception(), StopIncompleteError):
+            [outcome] = error.report.values()
+            assert (outcome.task_id, outcome.project_id) == (task_id, project_id)
+            assert outcome.result in UNANSWERED
+            oracle.check_truth(api.tasks, {task_id: outcome}, sound=True)
+            # Of the reasons each caller is told those of the own task.
+            kinds = {type(cause) for cause in error.exceptions}
+            if kinds == {ProjectNotFoundError}:
+                assert project_id == 4
+            else:
+                assert self.ending == "close"
+                assert ProjectNotFoundError not in kinds or project_id == 4
+        elif error is not None:
+            assert isinstance(error, RuntimeError), error
+            assert self.ending == "close"
+            assert number not in self.waiting
+        else:
+            outcome = caller.result()
+            assert (outcome.task_id, outcome.project_id) == (task_id, project_id)
+            oracle.check_truth(api.tasks, {task_id: outcome}, sound=True)
+            oracle.check_outcome(outcome)
+
+
+@pytest.mark.parametrize(
+    ("world", "script", "stride"), [(three_projects, no_faults, 5), (two_projects, trouble, 16)]
+)
+@pytest.mark.parametrize("ending", VICTIMS)
+def test_gathered_callers_may_end_before_any_step(
+    ending: str, world: World, script: Script, stride: int
+) -> None:
+    before = 0
+    while run(Gathering(world, script, ending).play(before), quick_loop):
+        before += stride
+    assert before > 25
+
+
+# --- in the middle of any wait --------------------------------------------------------------------
+
+
+class Wait(NamedTuple):
+    """What a run over sixteen tasks waits for.
+
+    Args:
+        fault: What happens to every request of a method.
+        method: The method.
+        results: What the tasks end as.
+        seconds: When the run is ended.
+        task: How the simulator's tasks are.
+        options: Options of the run.
+    """
+
+    fault: Fault | None
+    method: str
+    results: dict[StopResult, int]
+    seconds: float = 10.0
+    task: dict[str, Any] = {}  # noqa: RUF012 - nobody changes it
+    options: dict[str, Any] = {}  # noqa: RUF012 - nobody changes it
+
+
+NOTHING_SENT: Final = {NOT_SENT: 16}
+RETRY_AFTER: Final = {"Retry-After": "1000"}
+WAITS: Final = {
+    # With two slots: one request in each, and the others wait for them.
+    "an answer to a check": Wait(Hang(), STATUS, NOTHING_SENT),
+    "an answer to a stop": Wait(Hang(effect=True), STOP, {UNCONFIRMED: 8, NOT_SENT: 8}),
+    "the rest of a check": Wait(SlowBody(interval=1), STATUS, NOTHING_SENT),
+    "the rest of a stop": Wait(SlowBody(interval=1), STOP, {UNCONFIRMED: 8, NOT_SENT: 8}),
+    "a check's repeat": Wait(Drop(), STATUS, NOTHING_SENT),
+    "a stop's repeat": Wait(HttpStatus(429), STOP, NOTHING_SENT),
+    "a lost stop's check": Wait(Drop(effect=True), STOP, {UNCONFIRMED: 16}),
+    "the session's pause": Wait(HttpStatus(503, headers=RETRY_AFTER), STATUS, NOTHING_SENT),
+    "pending tasks": Wait(
+        None,
+        STATUS,
+        {StopResult.NOT_RUNNING: 16},
+        task={"status": "Scheduled"},
+        options={"wait_pending": 1000},
+    ),
+    "stopped tasks": Wait(
+        None, STATUS, {StopResult.STILL_RUNNING: 16}, options={"wait_stopped": 1000}
+    ),
+}
+
+
+@pytest.mark.parametrize("ending", ["cancel", "timeout", "deadline", "close"])
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+@simulated(stop_delay=1e6)
+async def test_a_run_may_end_in_the_middle_of_any_wait(
+    api: ControlApiSimulator, wait: Wait, ending: str
+) -> None:
+    api.add_tasks(IDS, **wait.task)
+    if wait.fault is not None:
+        api.fault(wait.fault, method=wait.method)
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + wait.seconds
+    async with small(api, 2, LATE) as session:
+        timeout = wait.seconds if ending == "deadline" else None
+        stopping = session.stopping(2, IDS, timeout=timeout, **wait.options)
+
+        async def consume() -> None:
+            async with asyncio.timeout_at(ends_at if ending == "timeout" else None), stopping:
+                await stopping.wait()
+
+        consumer = asyncio.create_task(consume())
+        if ending == "cancel":
+            loop.call_at(ends_at, consumer.cancel)
+        elif ending == "close":
+            await asyncio.sleep(wait.seconds)
+            await session.aclose()
+        await asyncio.wait([consumer])
+        assert 0 <= loop.time() - ends_at < 0.5
+        assert_nothing_left()
+        assert +Counter(stopping.counts) == wait.results
+        assert list(stopping.report) == IDS
+        assert stopping.report.counts == stopping.counts
+        requests = api.counters.requests
+        await asyncio.sleep(2000)
+        assert api.counters.requests == requests
+    if ending == "cancel":
+        assert consumer.cancelled()
+    elif ending == "timeout":
+        assert isinstance(consumer.exception(), TimeoutError)
+    elif any(stopping.counts[result] for result in UNANSWERED):
+        assert isinstance(consumer.exception(), StopIncompleteError)
+    else:
+        assert consumer.exception() is None
+
+
+@pytest.mark.parametrize("ending", ["cancel", "timeout"])
+def test_a_request_may_end_while_it_is_written(ending: str) -> None:
+    ids = range(2**62, 2**62 + 400_000)
+
+    async def main() -> None:
+        left = asyncio.Event()
+
+        async def never_read(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await left.wait()
+            writer.close()
+
+        server = await asyncio.start_server(never_read, "127.0.0.1", 0)
+        url = "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+        batching = Batching(len(ids), 1)
+        async with ControlSession(url, 1, batching=batching, request_timeout=1000) as session:
+            stopping = session.stopping(2, ids)
+
+            async def consume() -> None:
+                async with asyncio.timeout(10 if ending == "timeout" else None), stopping:
+                    await stopping.wait()
+
+            consumer = asyncio.create_task(consume())
+            if ending == "cancel":
+                await asyncio.sleep(10)
+                consumer.cancel()
+            await asyncio.wait([consumer])
+            left.set()
+            assert len(asyncio.all_tasks()) <= 2  # the server's, and this one
+        assert stopping.counts[NOT_SENT] == len(stopping.report) == len(ids)
+        server.close()
+        await server.wait_closed()
+        await turns(3)
+
+    run(main())
+
+
+# --- known moments --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("effect", [False, True])
+@simulated()
+async def test_stops_in_flight_are_unconfirmed_and_what_was_not_asked_is_not_sent(
+    api: ControlApiSimulator, *, effect: bool
+) -> None:
+    api.add_tasks(range(1, 41))
+    # Two at once: checks of 1 to 8 are answered, stops of 1 to 8 hang, the rest waits.
+    gate = api.hold(STOP, effect=effect)
+    async with small(api, 2) as session:
+        stopping = session.stopping(2, range(1, 41))
+
+        async def consume() -> None:
+            async with stopping:
+                await stopping.wait()
+
+        consumer = asyncio.create_task(consume())
+        await api.wait_until(lambda: gate.held == 2)
+        held = sorted(n for record in api.log if STOP in record.methods for n in record.ids)
+        during = stopping.report
+        consumer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await consumer
+    for report in (during, stopping.report):
+        assert report.ids(UNCONFIRMED) == held
+        assert report.ids(NOT_SENT) == [n for n in range(1, 41) if n not in held]
+        assert {report[n].status for n in held} == {"Running"}
+
+
+@pytest.mark.parametrize("after", [1, 7, 20])
+@simulated()
+async def test_an_exception_in_the_loops_body_comes_out_as_it_is(
+    api: ControlApiSimulator, after: int
+) -> None:
+    api.mixed_tasks(20, restarted=0.2)
+    mine = ZeroDivisionError("the consumer's own")
+    taken: list[StopOutcome] = []
+    async with small(api) as session:
+        stopping = session.stopping(2, range(1, 21))
+
+        async def consume() -> None:
+            async with stopping:
+                async for outcome in stopping:
+                    taken.append(outcome)
+                    if len(taken) == after:
+                        raise mine
+
+        with pytest.raises(ZeroDivisionError) as caught:
+            await consume()
+        assert caught.value is mine
+        assert mine.__cause__ is mine.__context__ is None
+        assert_nothing_left()
+        with suppress(StopIncompleteError):
+            taken += await outcomes_of(stopping)
+        # What is over is over, and the session lives on.
+        assert (await session.stop_running(2, range(1, 21))).complete
+    assert len(stopping.report) == 20
+    assert {outcome.task_id: outcome for outcome in taken}.items() <= dict(stopping.report).items()
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+@simulated()
+async def test_callers_that_wait_for_a_slot_may_be_cancelled_in_any_order(
+    api: ControlApiSimulator, first: int
+) -> None:
+    api.add_task(1)
+    params = {"project_id": 2, "task_ids": 1}
+    async with small(api, 1) as session:
+        with api.hold(STATUS):
+            callers = [asyncio.create_task(session.call(STATUS, params)) for _ in range(4)]
+            await api.wait_for_requests(1)
+            # At once, so that a slot is given back while those who wait are on their way out.
+            for caller in callers[first:] + callers[:first]:
+                caller.cancel()
+            await asyncio.wait(callers)
+            assert all(caller.cancelled() for caller in callers)
+            assert_nothing_left()
+        assert await session.call(STATUS, params)
+
+
+@simulated()
+async def test_a_caller_cancelled_as_it_gets_its_slot_gives_it_back(
+    api: ControlApiSimulator,
+) -> None:
+    api.add_task(1)
+    params = {"project_id": 2, "task_ids": 1}
+    async with small(api, 1) as session:
+
+        async def first() -> None:
+            await session.call(STATUS, params)
+            # In this very turn of the loop the slot has passed on to the second.
+            assert second.cancel()
+
+        gate = api.hold(STATUS, number=1)
+        one = asyncio.create_task(first())
+        await api.wait_until(lambda: gate.held == 1)
+        second = asyncio.create_task(session.call(STATUS, params))
+        await turns(1)
+        gate.release()
+        await one
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        assert await session.call(STATUS, params)
+    assert api.counters.requests == 2
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+@simulated()
+async def test_closing_the_session_ends_all_that_goes_on_in_it(
+    api: ControlApiSimulator, *, cancelled: bool
+) -> None:
+    api.add_tasks(range(1, 41))
+    gate = api.hold()
+    work: list[asyncio.Task[Any]] = []
+
+    async def hold_session() -> None:
+        async with small(api, 4, LATE) as session:
+            doing: list[Awaitable[Any]] = [
+                session.stop_running(2, range(1, 21)),
+                session.stop_running(2, arriving(range(21, 41))),
+                session.call(STATUS, {"project_id": 2, "task_ids": 1}),
+                session.task_status(2, range(1, 41)),
+            ]
+            work.extend(asyncio.ensure_future(one) for one in doing)
+            await api.wait_until(lambda: gate.held == 4)
+
+    holder = asyncio.create_task(hold_session())
+    await api.wait_until(lambda: gate.held == 4)
+    for _ in range(20 * cancelled):  # again and again, while it closes too
+        holder.cancel()
+        await turns(1)
+    await asyncio.wait([holder])
+    assert holder.cancelled() is cancelled
+    results = await asyncio.gather(*work, return_exceptions=True)
+    assert_nothing_left()
+    for result in results[:2]:
+        assert isinstance(result, StopIncompleteError)
+        assert result.report.counts[NOT_SENT] == len(result.report) == 20
+    for result in results[2:]:
+        assert isinstance(result, RequestError)
+    assert api.counters.requests == 4
+
+
+@pytest.mark.parametrize(("method", "result"), [(STATUS, NOT_SENT), (STOP, UNCONFIRMED)])
+@simulated()
+async def test_a_requests_time_limit_that_strikes_together_with_the_deadline(
+    api: ControlApiSimulator, method: str, result: StopResult
+) -> None:
+    api.add_tasks(range(1, 11))
+    gate = api.hold(method)
+    async with open_session(api, retry=SOON, request_timeout=1000) as session:
+        async with session.stopping(2, range(1, 11), timeout=2000) as stopping:
+            await api.wait_until(lambda: gate.held == 1)
+            skip(3000)  # both are over now, the request's first
+            with pytest.raises(StopIncompleteError) as caught:
+                await stopping.wait()
+    assert stopping.counts[result] == len(stopping.report.ids(result)) == 10
+    assert any(isinstance(cause, TimeoutError) for cause in caught.value.exceptions)
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------
+
+PROGRAM: Final = """
+    import asyncio, sys
+    from ctrlapi_async import Batching, ControlSession, StopResult
+
+    async def main():
+        batching = Batching(chunk_size=4, max_concurrency=4)
+        async with ControlSession(sys.argv[1], 1, batching=batching) as session:
+            run = session.stopping(2, range(1, 41))
+            try:
+                async with run:
+                    async for outcome in run:
+                        pass
+            finally:
+                counts = run.counts
+                print(counts[StopResult.UNCONFIRMED], counts[StopResult.NOT_SENT], flush=True)
+
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent there")
+@pytest.mark.parametrize(("method", "words"), [(STATUS, b"0 40"), (STOP, b"16 24")])
+async def test_ctrl_c_leaves_nothing_to_complain_of(
+    api: ControlApiSimulator, tmp_path: Path, method: str, words: bytes
+) -> None:
+    api.add_tasks(range(1, 41))
+    gate = api.hold(method)
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(PROGRAM))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-X", "dev", "-W", "error", str(program), api.url),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    try:
+        async with asyncio.timeout(60):
+            await api.wait_until(lambda: gate.held == 4)
+            process.send_signal(signal.SIGINT)
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert out.strip() == words
+    assert err.rstrip().endswith(b"KeyboardInterrupt")
+    assert process.returncode == -signal.SIGINT
+    for word in (b"Warning", b"destroyed", b"never retrieved", b"Unclosed", b"Exception ignored"):
+        assert word not in err
+    await disconnected(api)

@@ -33,7 +33,8 @@ PURE: Final = {
     "_adaptive", "_http_errors", "_retry",
     *(f"_bulk.{name}" for name in (
         "jobs", "schedule", "reconcile", "decisions", "plan", "outcomes", "chains", "denials",
-        "recovery", "polls", "causes", "states",
+        "recovery", "polls", "causes", "states", "answers", "cost", "filtering", "open_tasks",
+        "options", "placing", "restarts",
     )),
 }  # fmt: skip
 """What is handed the time and does no I/O."""

@@ -11,19 +11,16 @@ import subprocess
 import sys
 import termios
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-from ctrlapi_async.simulator import Rewrite
+from ctrlapi_async.simulator import ControlApiSimulator, Rewrite
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from ctrlapi_async.simulator import ControlApiSimulator
-
+World = ControlApiSimulator
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("stop", "status", "config", "demo", "simulate")
-PATIENCE = 10.0
+PATIENCE = 20.0
 """Seconds after which something that should have come counts as missing."""
 
 # A process gets a terminal of its own, whose Ctrl-C and end reach it, by opening it.
@@ -44,42 +41,36 @@ class Result(NamedTuple):
 
     @property
     def results(self) -> dict[int, str]:
-        return {row["task_id"]: row["result"] for row in self.rows}
+        return {row["task_id"]: row.get("result", row["status"]) for row in self.rows}
 
 
-def environment(api: ControlApiSimulator | None, **more: str) -> dict[str, str]:
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("CTRLAPI_", "COV_", "COVERAGE_")) and name != "NO_COLOR"
-    }
-    server = {} if api is None else {"CTRLAPI_URL": api.url}
+Call = Callable[..., Result]
+OnTerminal = Callable[..., Result]
+
+
+def environment(api: World | None) -> dict[str, str]:
     names = {"CTRLAPI_USER_ID": "1", "CTRLAPI_PROJECT_ID": "2", "TERM": "xterm-256color"}
-    return {**kept, "PYTHONPATH": str(ROOT), **names, **server, **more}
+    server = {} if api is None else {"CTRLAPI_URL": api.url}
+    dropped = ("CTRLAPI_", "COV_", "COVERAGE_", "NO_COLOR", "COLUMNS")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    return {**kept, "PYTHONPATH": str(ROOT), **names, **server}
 
 
-def process(
-    api: ControlApiSimulator | None, *argv: str, env: dict[str, str] | None = None, **streams: Any
-) -> subprocess.Popen[bytes]:
-    """Start the command line as a process, with pipes unless `streams` says otherwise."""
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen(
-        [sys.executable, "-m", "ctrlapi_async", *argv],
-        **{**pipes, **streams},
-        env=environment(api, **(env or {})),
-        cwd="/",
-    )
+def start(api: World | None, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start Python, with pipes for all standard streams unless the options say otherwise."""
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, *argv], env=environment(api), **{**streams, **options})
+
+
+def process(api: World | None, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start the command line as a process."""
+    return start(api, "-m", "ctrlapi_async", *argv, **options)
 
 
 def ended(running: subprocess.Popen[bytes], stdin: bytes | None = None) -> Result:
     with running:
         out, err = running.communicate(stdin, timeout=PATIENCE)
     return Result(running.returncode, (out or b"").decode(), (err or b"").decode())
-
-
-def piped(api: ControlApiSimulator | None, *argv: str, stdin: bytes = b"") -> Result:
-    """Run a command as a process with pipes for standard input, output and error."""
-    return ended(process(api, *argv), stdin)
 
 
 class Pseudoterminal:
@@ -89,9 +80,9 @@ class Pseudoterminal:
         self._ours, theirs = os.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self.streams = [os.fdopen(os.dup(theirs), mode) for mode in ("r", "w", "w")]
-        self.path = os.ttyname(theirs)
+        self._path = os.ttyname(theirs)
         os.close(theirs)
-        self._shown = ""
+        self.raw = ""
         self._news = threading.Condition()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -99,14 +90,15 @@ class Pseudoterminal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.finish()
         os.close(self._ours)
+
+    def start(self, api: World, *argv: str) -> subprocess.Popen[bytes]:
+        """Start the command line as a process whose terminal this is."""
+        streams = dict(zip(("stdin", "stdout", "stderr"), self.streams, strict=True))
+        argv = ("-c", ON_TERMINAL, self._path, *argv)
+        return start(api, *argv, start_new_session=True, **streams)
 
     def release(self) -> None:
         """Let go of the command's side, so that its end can be seen."""
@@ -120,20 +112,21 @@ class Pseudoterminal:
 
     def hang_up(self) -> None:
         """Close the terminal's window."""
+        self.release()
         os.close(self._ours)
         self._ours = os.open(os.devnull, os.O_RDONLY)
 
     def _read(self) -> None:
+        shown = b""
         while True:
             try:
                 piece = os.read(self._ours, 65536)
             except OSError:  # nobody has the other side any more
-                piece = b""
-            with self._news:
-                self._shown += piece.decode(errors="replace")
-                self._news.notify_all()
-            if not piece:
                 return
+            with self._news:
+                shown += piece
+                self.raw = shown.decode(errors="replace").replace("\r\n", "\n")
+                self._news.notify_all()
 
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
@@ -143,31 +136,13 @@ class Pseudoterminal:
         with self._news:
             return self._news.wait_for(lambda: text in self.screen, PATIENCE)
 
-    def start(self, api: ControlApiSimulator, *argv: str) -> subprocess.Popen[bytes]:
-        """Start the command line as a process whose terminal this is."""
-        stdin, stdout, stderr = self.streams
-        return subprocess.Popen(
-            [sys.executable, "-c", ON_TERMINAL, self.path, *argv],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env=environment(api),
-            start_new_session=True,
-        )
-
-    @property
-    def raw(self) -> str:
-        """All that was written, with the terminal's control sequences."""
-        return self._shown.replace("\r\n", "\n")
-
     @property
     def screen(self) -> str:
         """What is shown at last, and what has scrolled away above it, without colours."""
         lines = [""]
         row = 0
-        for sequence, text in re.findall(
-            r"(\x1b\[[0-9;?]*[A-Za-z]|\r|\n)|([^\x1b\r\n]+)", self._shown
-        ):
+        pieces = r"(\x1b\[[0-9;?]*[A-Za-z]|\r|\n)|([^\x1b\r\n]+)"
+        for sequence, text in re.findall(pieces, self.raw):
             if sequence == "\n":
                 row += 1
                 lines += [""] * (row == len(lines))
@@ -184,8 +159,3 @@ def renamed(old: str, new: str) -> Rewrite:
     return Rewrite(
         lambda reply: json.loads(json.dumps(reply).replace(json.dumps(old), json.dumps(new)))
     )
-
-
-def without_times(text: str) -> str:
-    """Return a screen with the seconds, which differ each time, as 0.00."""
-    return re.sub(r"\d+\.\d\d s", "0.00 s", text)
