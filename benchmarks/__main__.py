@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, print tables, write a plot and JSON."""
+"""`python -m benchmarks` measures; `python -m benchmarks readme` shows the figures there."""
 
 from __future__ import annotations
 
@@ -9,62 +9,34 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import plots, readme
+from benchmarks import readme
 from benchmarks.results import machine, plain
 from benchmarks.sections import SECTIONS
 
-_OUTPUT: Final = Path(__file__).parent / "results"
-
-
-def _only(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in SECTIONS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(SECTIONS)}")
-    return names
-
-
-def measure(output: Path, names: list[str], *, quick: bool) -> None:
-    """Run sections, print their tables, and write all that they found.
-
-    Args:
-        output: The directory to write to.
-        names: The sections.
-        quick: Whether to take fewer rounds and smaller sizes.
-    """
-    figures: dict[str, Any] = {"machine": machine(), "quick": quick}
-    for name in names:
-        began = time.perf_counter()
-        section = SECTIONS[name](quick=quick)
-        figures[name] = section.figures
-        for table in section.tables:
-            sys.stdout.write(f"\n{table}")
-        sys.stdout.write(f"({name}: {time.perf_counter() - began:.0f} s)\n")
-        sys.stdout.flush()
-    figures = plain(figures)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "results.json").write_text(json.dumps(figures) + "\n", "utf-8")
-    if "cpu" in figures:
-        plots.write(figures, output)
+_RESULTS: Final = Path(__file__).parent / "results" / "results.json"
 
 
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("command", nargs="?", choices=["measure", "readme"], default="measure")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller sizes")
-    parser.add_argument(
-        "--only", type=_only, default=list(SECTIONS), help=f"of {','.join(SECTIONS)}"
-    )
-    parser.add_argument("--output", type=Path, default=_OUTPUT, help="a directory")
-    commands = parser.add_subparsers(title="besides")
-    shown = commands.add_parser(
-        "readme", help="put the last figures into the README", description=readme.__doc__
-    )
-    shown.set_defaults(run=lambda options: readme.update(options.output / "results.json"))
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--output", type=Path, default=_RESULTS, help="the JSON file")
     options = parser.parse_args()
-    if "run" in options:
-        options.run(options)
+    if options.command == "readme":
+        readme.update(options.output)
         return
-    measure(options.output, options.only, quick=options.quick)
+    figures: dict[str, Any] = {"machine": machine(), "quick": options.quick}
+    for name in options.only:
+        began = time.perf_counter()
+        section = SECTIONS[name](quick=options.quick)
+        figures[name] = section.figures
+        tables = "\n".join(map(str, section.tables))
+        sys.stdout.write(f"\n{tables}({name}: {time.perf_counter() - began:.0f} s)\n")
+        sys.stdout.flush()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(plain(figures)) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

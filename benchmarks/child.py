@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import random
 import subprocess
 import sys
 import time
 import tracemalloc
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 
@@ -21,29 +20,6 @@ from benchmarks.server import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-
-_STATUS: Final = Path("/proc/self/status")
-
-
-class Meter:
-    """`with Meter() as meter:` measures wall and CPU seconds, and peak memory, of a block."""
-
-    def __enter__(self) -> Self:
-        self._memory = _memory("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5", "ascii")  # forgets the peak so far
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.cpu = time.process_time() - self._cpu
-        self.wall = time.perf_counter() - self._wall
-        self.peak = _memory("VmHWM") - self._memory
-        """Bytes of memory at the most, above those at the start."""
-
-
-def _memory(name: str) -> int:
-    [line] = (line for line in _STATUS.read_text("ascii").splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
 
 
 def _ids(count: int) -> list[int]:
@@ -70,9 +46,12 @@ async def turns(
             await run()
             for _ in range(times):
                 gc.collect()  # so that no run pays for the rubbish of the one before
-                with Meter() as meter:
-                    result: Any = await run()
-                figures: dict[str, Any] = {"cpu": meter.cpu, "wall": meter.wall}
+                wall, cpu = time.perf_counter(), time.process_time()
+                result: Any = await run()
+                figures: dict[str, Any] = {
+                    "cpu": time.process_time() - cpu,
+                    "wall": time.perf_counter() - wall,
+                }
                 if client == "package":
                     figures["requests"] = [result.stats.status_calls, result.stats.stop_calls]
                 del result
@@ -80,32 +59,36 @@ async def turns(
 
 
 async def peak(url: str, client: str, count: int) -> int:
-    """Return the bytes of memory at the most that the first run of a client takes."""
+    """Return the bytes of memory at the most, above those at the start, of a client's first run."""
     async with CLIENTS[client](Job(url, _ids(count))) as run:
-        with Meter() as meter:
-            await run()
-    return meter.peak
+        before = _memory("VmRSS")
+        _forget_peak()
+        await run()
+        return _memory("VmHWM") - before
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+
+def _memory(name: str) -> int:
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 async def memory(url: str, client: str, count: int) -> dict[str, float]:
-    """Weigh what a client's run leaves behind, and time the report's use."""
+    """Weigh what a client's run leaves behind, and time a look-up of each task in it."""
     ids = _ids(count)
     async with CLIENTS[client](Job(url, ids)) as run:
         tracemalloc.start()
         report: Any = await run()
         gc.collect()
-        figures = {"bytes": tracemalloc.get_traced_memory()[0] / count}
+        size = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
-    if client == "package":
-        some = random.Random(0).sample(ids, min(count, 100_000))
-        with Meter() as lookups:
-            for task_id in some:
-                report[task_id]
-        with Meter() as iteration:
-            for _ in report.values():
-                pass
-        figures |= {"lookup": lookups.cpu / len(some), "iteration": iteration.cpu / count}
-    return figures
+    began = time.process_time()
+    for task_id in ids:
+        report[task_id]
+    return {"bytes": size / count, "lookup": (time.process_time() - began) / count}
 
 
 class _Steps:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import attrs
-import cattrs
 import orjson
 from yarl import URL
 
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
 
     Run = Callable[[], Awaitable[object]]
     Client = Callable[["Job"], AbstractAsyncContextManager[Run]]
-    Decode = Callable[[bytes], dict[str, Any]]
-    Get = Callable[[Any, str], Any]
+    Entry = dict[str, Any]
 
 PATH: Final = "/ctrl_api/v1/json"
 PROJECT: Final = 2
@@ -243,16 +241,6 @@ async def bare_in_order(job: Job) -> AsyncIterator[Run]:
 # --- What users write -----------------------------------------------------------------------------
 
 
-@attrs.frozen
-class Row:
-    """One row of a reply."""
-
-    task_id: int
-    initial_task_id: int | None = None
-    status: str | None = None
-    error: str | None = None
-
-
 _LIVE: Final = frozenset({"Scheduled", "Explore", "Running"})
 _DENIED: Final = re.compile(r"access denied to tasks \[([\d, ]+)\]")
 
@@ -264,14 +252,12 @@ class _ByHand:
     server denies, and keeps the last row of each task. Nothing else is promised.
     """
 
-    def __init__(self, job: Job, session: aiohttp.ClientSession, read: Decode, get: Get) -> None:
+    def __init__(self, job: Job, session: aiohttp.ClientSession) -> None:
         self._job = job
         self._session = session
-        self._read = read
-        self._get = get
         self._slots = asyncio.Semaphore(job.concurrency)
 
-    async def _post(self, method: str, task_ids: list[int]) -> dict[str, Any]:
+    async def _post(self, method: str, task_ids: list[int]) -> Entry:
         for attempt in range(4):
             try:
                 async with (
@@ -281,7 +267,8 @@ class _ByHand:
                     ) as response,
                 ):
                     response.raise_for_status()
-                    return self._read(await response.read())
+                    entry: Entry = json.loads(await response.read())["reply"][0]
+                    return entry
             except aiohttp.ClientError:
                 if attempt == 3:
                     raise
@@ -304,58 +291,37 @@ class _ByHand:
 
     async def run(self) -> dict[int, Any]:
         """Stop what runs; of each chain the live task counts, else the newest."""
-        get = self._get
         chain_of: dict[int, int] = {}
         current: dict[int, Any] = {}
         for row in await self._call_all("TaskStatus", self._job.ids):
-            task_id = get(row, "task_id")
-            chain = chain_of[task_id] = get(row, "initial_task_id") or task_id
+            task_id = row["task_id"]
+            chain = chain_of[task_id] = row.get("initial_task_id") or task_id
             known = current.get(chain)
             if (
                 known is None
-                or get(row, "status") in _LIVE
-                or (get(known, "status") not in _LIVE and task_id > get(known, "task_id"))
+                or row.get("status") in _LIVE
+                or (known.get("status") not in _LIVE and task_id > known["task_id"])
             ):
                 current[chain] = row
         found = {n: current[chain_of[n]] for n in self._job.ids if n in chain_of}
-        running = [get(row, "task_id") for row in found.values() if get(row, "status") == "Running"]
+        running = [row["task_id"] for row in found.values() if row.get("status") == "Running"]
         stops = await self._call_all("TaskStop", list(dict.fromkeys(running)))
-        stopped = {get(row, "task_id"): row for row in stops}
-        return {n: stopped.get(get(row, "task_id"), row) for n, row in found.items()}
+        stopped = {row["task_id"]: row for row in stops}
+        return {n: stopped.get(row["task_id"], row) for n, row in found.items()}
 
 
-def _json(body: bytes) -> dict[str, Any]:
-    entry: dict[str, Any] = json.loads(body)["reply"][0]
-    return entry
-
-
-def _attrs(body: bytes) -> dict[str, Any]:
-    entry: dict[str, Any] = orjson.loads(body)["reply"][0]
-    names = ("task_id", "initial_task_id", "status", "error")
-    return {**entry, "result": [Row(*map(row.get, names)) for row in entry.get("result", ())]}
-
-
-def _cattrs(body: bytes) -> dict[str, Any]:
-    entry: dict[str, Any] = orjson.loads(body)["reply"][0]
-    return {**entry, "result": cattrs.structure(entry.get("result", ()), list[Row])}
-
-
-def _by_hand(read: Decode, get: Get) -> Client:
-    """Make a client of what reads an entry of a reply, and what reads a member of a row."""
-
-    @asynccontextmanager
-    async def client(job: Job) -> AsyncIterator[Run]:
-        async with aiohttp.ClientSession() as session:
-            yield _ByHand(job, session, read, get).run
-
-    return client
+@asynccontextmanager
+async def by_hand(job: Job) -> AsyncIterator[Run]:
+    """Run what a careful user writes."""
+    async with aiohttp.ClientSession() as session:
+        yield _ByHand(job, session).run
 
 
 @asynccontextmanager
 async def one_by_one(job: Job) -> AsyncIterator[Run]:
     """Spend a call on each task, 8 at once; restart chains are not followed."""
     async with aiohttp.ClientSession() as session:
-        client = _ByHand(job, session, _json, dict.get)
+        client = _ByHand(job, session)
 
         async def stop(task_id: int) -> Any:
             [row, *_] = await client.call("TaskStatus", [task_id])
@@ -374,9 +340,7 @@ CLIENTS: Final[dict[str, Client]] = {
     "task_status": task_status,
     "stop": single_stops,
     "streaming": streaming,
-    "by hand": _by_hand(_json, dict.get),
-    "attrs": _by_hand(_attrs, getattr),
-    "cattrs": _by_hand(_cattrs, getattr),
+    "by hand": by_hand,
     "one by one": one_by_one,
     "async_bulk": async_bulk,
     "batch_writer": batch_writer,

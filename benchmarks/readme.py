@@ -1,4 +1,4 @@
-"""`python -m benchmarks readme`: the README's table and plot, from the last figures."""
+"""The README's table and plot, from the figures of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks import plots
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
 from benchmarks.results import Spread, Table
 from benchmarks.sections import NAMES
 from benchmarks.server import ROOT
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 _REFERENCE: Final = Path(__file__).parent / "reference"
 _BLOCK: Final = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- end of benchmarks -->)", re.DOTALL)
-_PLOT: Final = "![The client's CPU, by client](benchmarks/reference/cpu.svg)"
 _COUNT: Final = "100000"
 
 
@@ -33,20 +34,45 @@ def _table(cpu: Mapping[str, Any]) -> str:
         rows.append([NAMES[client], *cells])
     header = ["client", "documented rows: µs an id (quartiles)", "`stop_running` is x this"]
     header += ["rows of two members: µs an id", "x this"]
-    _, _, *lines = str(Table("", header, rows)).splitlines()
-    return "\n".join(lines)
+    return str(Table("", header, rows)).partition("\n\n")[2]
+
+
+def _plot(cell: Mapping[str, Any]) -> Figure:
+    clients = list(cell)[::-1]
+    spreads = [cell[client]["microseconds"] for client in clients]
+    medians = [spread["median"] for spread in spreads]
+    figure = Figure(figsize=(7, 2.4), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(
+        clients,
+        medians,
+        color=["#0b6e99" if client.startswith("package") else "#9aa5ad" for client in clients],
+        xerr=[
+            [spread["median"] - spread["low"] for spread in spreads],
+            [spread["high"] - spread["median"] for spread in spreads],
+        ],
+    )
+    axes.bar_label(bars, fmt="%.2f", padding=6)
+    axes.set_xlabel(f"client's CPU, µs an id ({int(_COUNT):,} ids, documented rows)")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def update(results: Path) -> None:
-    """Put figures into the README and beside it.
+    """Put the table between the README's marks, and JSON and plot into `reference`.
 
     Args:
-        results: A JSON file that a run of all sections wrote.
+        results: The JSON file that a run wrote, the section `cpu` included.
     """
-    figures = json.loads(results.read_text("utf-8"))
-    (_REFERENCE / "results.json").write_text(results.read_text("utf-8"), "utf-8")
-    plots.write(figures, _REFERENCE)
+    text = results.read_text("utf-8")
+    cpu = json.loads(text)["cpu"]
+    (_REFERENCE / "results.json").write_text(text, "utf-8")
+    # Text stays text, and the same figures give the same file.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "benchmarks"}):
+        _plot(cpu["documented"][_COUNT]).savefig(
+            _REFERENCE / "cpu.svg", facecolor="white", metadata={"Date": None}
+        )
     readme = ROOT / "README.md"
-    text = f"{_table(figures['cpu'])}\n\n{_PLOT}\n"
-    block = _BLOCK.sub(lambda found: found[1] + text + found[2], readme.read_text("utf-8"))
+    table = _table(cpu)
+    block = _BLOCK.sub(lambda found: found[1] + table + found[2], readme.read_text("utf-8"))
     readme.write_text(block, "utf-8")

@@ -16,8 +16,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_PACKAGES: Final = ("aiohttp", "attrs", "cattrs", "msgspec", "orjson", "uvloop")
-_PEERS: Final = ("elasticsearch", "aioboto3")
+_PACKAGES: Final = ("aiohttp", "msgspec", "orjson", "uvloop", "elasticsearch", "aioboto3")
 
 
 @attrs.frozen
@@ -71,23 +70,16 @@ class Spread:
 
 def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
+    cpus = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    model = next((line for line in cpus if line.startswith("model name")), platform.processor())
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": model,
+        "cpu": model.rpartition(":")[2].strip(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "system": platform.platform(),
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in _PACKAGES},
-        **{name: metadata.version(name) for name in _PEERS if find_spec(name)},
+        **{name: metadata.version(name) for name in _PACKAGES if find_spec(name)},
     }
 
 

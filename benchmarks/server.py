@@ -5,7 +5,6 @@ Waiting is done by timers, never by work: the client has the machine to itself.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import re
 import selectors
@@ -99,18 +98,9 @@ def serving(kind: str, latency: float = 0.0) -> Iterator[str]:
             process.stdin.close()
 
 
-def main() -> None:
-    """Serve as the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=list(SERVERS))
-    parser.add_argument("latency", type=float)
-    options = parser.parse_args()
+if __name__ == "__main__":
     # select() waits to the microsecond, epoll to the millisecond.
     with asyncio.Runner(
         loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
     ) as runner:
-        runner.run(serve(options.kind, options.latency))
-
-
-if __name__ == "__main__":
-    main()
+        runner.run(serve(sys.argv[1], float(sys.argv[2])))

@@ -10,13 +10,18 @@ if TYPE_CHECKING:
     from ctrlapi_async._errors import (
         AuthError,
         CtrlApiError,
+        DeadlineError,
+        HtmlReplyError,
         HttpError,
         MethodError,
         ProjectNotFoundError,
         ReplyError,
+        ReplyTooLargeError,
         RequestError,
+        RequestTimeoutError,
         StopIncompleteError,
         TasksDeniedError,
+        TlsError,
         UndefinedMethodError,
         UserUnavailableError,
     )
@@ -44,15 +49,14 @@ else:
 
     def __getattr__(name: str) -> object:
         if name in __all__:
-            for module in _MODULES:
-                found = vars(import_module(f"{__name__}.{module}")).get(name)
-                if found is not None:
-                    globals()[name] = found
-                    return found
+            modules = (vars(import_module(f"{__name__}.{module}")) for module in _MODULES)
+            found: object = next(names[name] for names in modules if name in names)
+            globals()[name] = found
+            return found
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 __all__ = [
@@ -63,12 +67,16 @@ __all__ = [
     "Batching",
     "ControlSession",
     "CtrlApiError",
+    "DeadlineError",
+    "HtmlReplyError",
     "HttpError",
     "MethodError",
     "Progress",
     "ProjectNotFoundError",
     "ReplyError",
+    "ReplyTooLargeError",
     "RequestError",
+    "RequestTimeoutError",
     "RetryPolicy",
     "StatusReport",
     "StopIncompleteError",
@@ -81,6 +89,7 @@ __all__ = [
     "TaskState",
     "TaskStatus",
     "TasksDeniedError",
+    "TlsError",
     "UndefinedMethodError",
     "UserUnavailableError",
 ]

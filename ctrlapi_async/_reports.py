@@ -62,6 +62,7 @@ class StopReport(Mapping[int, StopOutcome]):
 
     Attributes:
         stats: What the run cost.
+        counts: How many tasks have each result; every `StopResult` is a key.
     """
 
     _verdicts: Mapping[int, Verdict] = field(factory=dict, alias="_verdicts")
@@ -80,12 +81,7 @@ class StopReport(Mapping[int, StopOutcome]):
         for one in outcomes:
             verdict = Verdict(one.project_id, one.result, one.status, one.error, one.restarted_as)
             verdicts[one.task_id] = shared.setdefault(verdict, verdict)
-        return cls.over(verdicts, stats or StopStats())
-
-    @classmethod
-    def over(cls, verdicts: dict[int, Verdict], stats: StopStats) -> StopReport:
-        """Return a report over a dict that nobody else will change; internal."""
-        return cls(verdicts, stats=stats)
+        return cls(verdicts, stats=stats or StopStats())
 
     def __getitem__(self, task_id: int) -> StopOutcome:
         return self._verdicts[task_id].outcome(task_id)
@@ -130,7 +126,8 @@ class StopReport(Mapping[int, StopOutcome]):
                 raise ValueError(
                     f"task {task_id} is in two projects: {mine.project_id} and {theirs.project_id}"
                 )
-        return self.over({**self._verdicts, **other._verdicts}, self.stats | other.stats)
+        merged = {**self._verdicts, **other._verdicts}
+        return StopReport(merged, stats=self.stats | other.stats)
 
     def __repr__(self) -> str:
         return _repr_of(self, self.counts)
@@ -163,6 +160,7 @@ class LazyState(Protocol):
 
     def make(self) -> TaskState:
         """Return the state."""
+        ...
 
 
 @frozen(eq=False, repr=False)
@@ -170,6 +168,9 @@ class StatusReport(Mapping[int, TaskState]):
     """An immutable mapping of task id to `TaskState`, in the order asked for.
 
     Reports come from a session, from `of` and from `from_json`.
+
+    Attributes:
+        counts: How many tasks have each status: all of `TaskStatus`, then the others that occur.
     """
 
     _states: Mapping[int, TaskState | LazyState] = field(factory=dict, alias="_states")

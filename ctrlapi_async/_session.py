@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from enum import Enum
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, SupportsIndex
 
 from ctrlapi_async._bulk.batcher import Batcher, closed_error
 from ctrlapi_async._bulk.options import RunOptions
@@ -92,7 +92,7 @@ class ControlSession:
     def __init__(
         self,
         base_url: str,
-        user_id: int,
+        user_id: SupportsIndex,
         *,
         auth: tuple[str, str] | ApiKey | None = None,
         headers: Mapping[str, str] | None = None,
@@ -136,6 +136,7 @@ class ControlSession:
         )
         self._sender = RequestSender(self._transport, self._limiter, self._user_id)
         self._state = _State.NEW
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._context = RunContext(
             sender=self._sender,
             limiter=self._limiter,
@@ -240,7 +241,7 @@ class ControlSession:
 
     async def task_status(
         self,
-        project_id: int,
+        project_id: SupportsIndex,
         task_ids: AnyTaskIds,
         *,
         detailed_test_results: bool = False,
@@ -298,7 +299,7 @@ class ControlSession:
                 raise error.exceptions[0] from None
         return await _in_order(run.report, states)
 
-    async def task_stop(self, project_id: int, task_ids: TaskIds) -> StopReport:
+    async def task_stop(self, project_id: SupportsIndex, task_ids: TaskIds) -> StopReport:
         """Stop tasks (TaskStop) without checking them first; prefer `stop_running`.
 
         Args:
@@ -320,7 +321,7 @@ class ControlSession:
 
     async def stop_running(
         self,
-        project_id: int,
+        project_id: SupportsIndex,
         task_ids: AnyTaskIds,
         *,
         dry_run: bool = False,
@@ -390,7 +391,7 @@ class ControlSession:
 
     def stopping(
         self,
-        project_id: int,
+        project_id: SupportsIndex,
         task_ids: AnyTaskIds,
         *,
         collect: bool = True,
@@ -453,7 +454,7 @@ class ControlSession:
         options = _options(dry_run, follow_restarts, wait_pending, wait_stopped, timeout, collect)
         return StopRun(BulkRun(targets_across(targets), options, self._context))
 
-    async def stop(self, project_id: int, task_id: int) -> StopOutcome:
+    async def stop(self, project_id: SupportsIndex, task_id: SupportsIndex) -> StopOutcome:
         """Stop one task if it is Running; concurrent calls are gathered into batches.
 
         Cancelling one caller touches no other, and its task is left alone if its stop had not
@@ -480,12 +481,15 @@ class ControlSession:
     # --- inside -------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
-        """Open the session on first use; raise RuntimeError if it is closed."""
+        """Open the session on first use; raise RuntimeError if it cannot be used here."""
         if self._state is _State.CLOSED:
             raise RuntimeError(f"{self!r} is closed")
+        loop = asyncio.get_running_loop()
         if self._state is _State.NEW:
             self._transport.open()
-            self._state = _State.OPEN
+            self._state, self._loop = _State.OPEN, loop
+        elif self._loop is not loop:
+            raise RuntimeError(f"{self!r} was opened on another event loop, and works only there")
 
     def _run_of_single_stops(self, targets: Targets) -> BulkRun:
         return BulkRun(targets, RunOptions(), self._context, sized=False)

@@ -50,32 +50,29 @@ class _Batch:
                 listed.setdefault(project_id, []).append(task_id)
         return Targets(listed=listed)
 
-    def answer(self, task_id: int, answer: StopOutcome | Exception) -> None:
-        """Hand the callers of one task what they wait for, those that still do."""
-        for caller in self.tasks[task_id].callers:
-            if caller.done():
-                continue
-            if isinstance(answer, Exception):
-                caller.set_exception(answer)
-            else:
-                caller.set_result(answer)
+    def answer(self, outcome: StopOutcome) -> None:
+        """Hand a task's outcome to those of its callers that still wait for it."""
+        for caller in self._waiting_for(outcome.task_id):
+            caller.set_result(outcome)
 
     def answer_rest(self, error: BaseException | None) -> None:
         """Tell whoever still waits that there is no answer, and what is known of the task."""
         report = StopReport() if self.run is None else self.run.report
-        for task_id, (project_id, callers) in self.tasks.items():
-            if all(caller.done() for caller in callers):
-                continue
-            if isinstance(error, Exception):
+        for task_id, (project_id, _) in self.tasks.items():
+            for caller in self._waiting_for(task_id):
+                if not isinstance(error, Exception):
+                    caller.cancel()  # the loop itself is about to end
+                    continue
                 causes = error.exceptions if isinstance(error, StopIncompleteError) else [error]
                 nothing = StopOutcome(
                     task_id, project_id, StopResult.NOT_SENT, None, text_of(error)
                 )
+                # Each has an error of its own, since raising it adds to its traceback.
                 outcome = report.get(task_id, nothing)
-                self.answer(task_id, _incomplete(outcome, causes, report.stats))
-            else:
-                for caller in callers:
-                    caller.cancel()  # the loop itself is about to end
+                caller.set_exception(_incomplete(outcome, causes, report.stats))
+
+    def _waiting_for(self, task_id: int) -> list[Caller]:
+        return [caller for caller in self.tasks[task_id].callers if not caller.done()]
 
 
 class Batcher:
@@ -127,7 +124,7 @@ class Batcher:
         async with StopRun(batch.run) as run:
             async for outcome in run:
                 if outcome.result not in UNANSWERED:  # else the reason comes at the end
-                    batch.answer(outcome.task_id, outcome)
+                    batch.answer(outcome)
 
     def _served(self, batch: _Batch, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

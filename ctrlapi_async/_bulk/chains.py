@@ -9,7 +9,7 @@ with as chains; any other task stands for itself.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attrs import define, evolve, field
 
@@ -141,22 +141,27 @@ class ChainTable:
 
     def among(self, task_ids: list[int]) -> list[tuple[int, Chain]]:
         """Return those tasks that `find` finds a chain for as target or first task, with it."""
+        if not self._by_initial:
+            return []
         known = (self._open.keys() & task_ids) | (self._by_initial.keys() & task_ids)
-        return (
-            [(n, cast("Chain", self.find(n, n))) for n in task_ids if n in known] if known else []
-        )
+        return [(n, self._open.get(n) or self._by_initial[n]) for n in sorted(known)]
 
     def by_target(self, task_id: int) -> Chain | None:
         """Return the open chain whose target this is."""
         return self._open.get(task_id)
 
+    def initial_of(self, task_id: int) -> int:
+        """Return the first task of the open chain whose target this is; else the task itself."""
+        chain = self._open.get(task_id)
+        return task_id if chain is None else chain.initial_id
+
     def split(self, task_ids: list[int]) -> tuple[list[int], list[Chain]]:
         """Return the tasks that stand for themselves, and the open chains of the others."""
-        chains = self._open
-        if not chains or chains.keys().isdisjoint(task_ids):
+        targets = self._open.keys() & task_ids if self._open else ()
+        if not targets:
             return task_ids, []
-        plain = [task_id for task_id in task_ids if task_id not in chains]
-        return plain, [chains[task_id] for task_id in task_ids if task_id in chains]
+        plain = [task_id for task_id in task_ids if task_id not in targets]
+        return plain, [self._open[task_id] for task_id in sorted(targets)]
 
     def asked(self, task_ids: list[int]) -> list[int]:
         """Return the tasks that were asked for, given the tasks that requests are about."""
@@ -230,7 +235,8 @@ def read_statuses(answer: Rows, asked: list[int] | None, *, follow: bool = True)
             current task.
         follow: Whether tasks of a restart chain stand for the chain.
     """
-    if follow and asked is not None and (usual := _read_usual(answer.rows, asked)) is not None:
+    usual = None if asked is None else _read_usual(answer.rows, asked, follow=follow)
+    if usual is not None:
         return usual
     findings = Findings()
     by_task = rows_by_task(answer.rows)
@@ -260,7 +266,7 @@ def read_statuses(answer: Rows, asked: list[int] | None, *, follow: bool = True)
     return findings
 
 
-def _read_usual(rows: list[Row], asked: list[int]) -> Findings | None:
+def _read_usual(rows: list[Row], asked: list[int], *, follow: bool) -> Findings | None:
     """Read a reply of the usual form in one pass; return None if it has another.
 
     Usual is: a row with a status for each task asked about, in order, and restarts of some.
@@ -278,8 +284,29 @@ def _read_usual(rows: list[Row], asked: list[int]) -> Findings | None:
             restarts.append(row)
     if list(by_task) != asked or len(asked) + len(restarts) != len(rows) or not all(statuses):
         return None
-    restarted_as = {row.task_id for row in restarts}
-    if len(restarted_as) < len(restarts) or not restarted_as.isdisjoint(by_task):
+    chains = _usual_chains(by_task, restarts)
+    if chains is None:
+        return None
+    for text in {by_task[initial_id].status for initial_id in chains}:
+        statuses[text] = [task_id for task_id in statuses[text] if task_id not in chains]
+    findings = Findings()
+    for text, task_ids in statuses.items():
+        if task_ids:
+            _note(findings, text, task_ids)
+    if follow:
+        findings.chains = list(chains.values())
+        return findings
+    for initial_id, chain in chains.items():
+        current = chain.current.task_id
+        restarted_as = None if current == initial_id else current
+        _note(findings, by_task[initial_id].status or "", [initial_id], restarted_as)
+    return findings
+
+
+def _usual_chains(by_task: dict[int, Row], restarts: list[Row]) -> dict[int, ChainFinding] | None:
+    """Return the chains of tasks that were restarted; None if a row is of two, or of none."""
+    news = {row.task_id for row in restarts}
+    if len(news) < len(restarts) or not news.isdisjoint(by_task):
         return None
     chains: dict[int, ChainFinding] = {}
     for row in restarts:
@@ -289,13 +316,7 @@ def _read_usual(rows: list[Row], asked: list[int]) -> Findings | None:
             return None
         finding = ChainFinding(initial_id, {initial_id: first}, [initial_id])
         chains.setdefault(initial_id, finding).rows[row.task_id] = row
-    for text in {by_task[initial_id].status for initial_id in chains}:
-        statuses[text] = [task_id for task_id in statuses[text] if task_id not in chains]
-    findings = Findings(chains=list(chains.values()))
-    for text, task_ids in statuses.items():
-        if task_ids:
-            _note(findings, text, task_ids)
-    return findings
+    return chains
 
 
 def _note(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 from ctrlapi_async._bulk.jobs import JobKind, JobState, listed_ids
 from ctrlapi_async._bulk.outcomes import OpenTasks
 from ctrlapi_async._errors import text_of
-from ctrlapi_async._models import StopResult
+from ctrlapi_async._models import UNANSWERED, StopResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ctrlapi_async._bulk.outcomes import Outcomes
     from ctrlapi_async._bulk.schedule import Schedule
@@ -57,3 +57,20 @@ def open_tasks(schedule: Schedule) -> Iterator[OpenTasks]:
             result = StopResult.UNCONFIRMED
         for call in job.calls:
             yield OpenTasks(call.project_id, listed_ids(call), result, error)
+
+
+def settle_open(schedule: Schedule, outcomes: Outcomes, why_ended: Callable[[int], str]) -> None:
+    """Settle every task that has no final outcome.
+
+    Args:
+        schedule: Where they wait.
+        outcomes: Where they are settled.
+        why_ended: Returns why nothing more is asked about a project's tasks.
+    """
+    for project_id, task_ids in list(unchecked_tasks(schedule, outcomes)):
+        outcomes.settle_asked(project_id, task_ids, StopResult.NOT_SENT, why_ended(project_id))
+    for project_id, task_ids, result, error in list(open_tasks(schedule)):
+        # Nobody knows that a stopped task has ended.
+        final = StopResult.STILL_RUNNING if result is StopResult.STOP_SENT else result
+        text = (error or why_ended(project_id)) if final in UNANSWERED else None
+        outcomes.settle_known(project_id, task_ids, final, text)

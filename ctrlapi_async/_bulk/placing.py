@@ -102,7 +102,7 @@ class Placer:
         elif status is TaskStatus.RUNNING and self._options.dry_run:
             outcomes.settle(project_id, task_ids, StopResult.WOULD_STOP, status)
         elif status is TaskStatus.RUNNING:
-            if exhausted := self._exhausted(task_ids):
+            if exhausted := self._exhausted(project_id, task_ids):
                 self._settle_refused(project_id, exhausted, status)
                 task_ids = [n for n in task_ids if n not in exhausted]
             outcomes.mark(project_id, task_ids, StopResult.NOT_SENT, status)
@@ -118,12 +118,13 @@ class Placer:
             )
         return []
 
-    def _exhausted(self, task_ids: list[int]) -> set[int]:
-        """Return the tasks that the server has refused to stop too often."""
+    def _exhausted(self, project_id: int, task_ids: list[int]) -> set[int]:
+        """Return the tasks that the server has refused to stop too often, restarts included."""
         refusals = self._refusals
         if not refusals:
             return set()
-        return {n for n in task_ids if n in refusals and refusals[n] >= EXPLAIN_ROUNDS}
+        chains = self._outcomes.chains(project_id)
+        return {n for n in task_ids if refusals[chains.initial_of(n)] >= EXPLAIN_ROUNDS}
 
     def _settle_refused(
         self,
@@ -132,8 +133,9 @@ class Placer:
         status: TaskStatus | str,
         restarted_as: int | None = None,
     ) -> None:
+        chains = self._outcomes.chains(project_id)
         for task_id in task_ids:
-            self._refusals.pop(task_id, None)
+            self._refusals.pop(chains.initial_of(task_id), None)
         self._outcomes.settle(
             project_id,
             list(task_ids),
@@ -190,7 +192,7 @@ class Placer:
                 project_id, task_ids, StopResult.UNAVAILABLE, None, STOPPING_UNAVAILABLE
             )
         elif task_ids:
-            self._refusals.update(task_ids)
+            self._refusals.update(map(self._outcomes.chains(project_id).initial_of, task_ids))
             self._outcomes.mark(
                 project_id, task_ids, StopResult.UNAVAILABLE, seen, STOPPING_UNAVAILABLE
             )

@@ -10,13 +10,15 @@ fate is unknown is neither repeated nor reported before TaskStatus was asked abo
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import TYPE_CHECKING
 
+from ctrlapi_async._bulk.answers import Answers
 from ctrlapi_async._bulk.causes import Causes
+from ctrlapi_async._bulk.cost import RunCost
 from ctrlapi_async._bulk.denials import Denials
-from ctrlapi_async._bulk.jobs import Job, JobKind, JobState, listed_ids
-from ctrlapi_async._bulk.open_tasks import open_tasks, unchecked_tasks
+from ctrlapi_async._bulk.filtering import JobFilter
+from ctrlapi_async._bulk.jobs import Job, JobKind, JobState
+from ctrlapi_async._bulk.open_tasks import open_tasks, settle_open
 from ctrlapi_async._bulk.outcomes import Outcomes
 from ctrlapi_async._bulk.placing import Placer
 from ctrlapi_async._bulk.polls import Waiting
@@ -27,13 +29,10 @@ from ctrlapi_async._bulk.schedule import Schedule
 from ctrlapi_async._errors import (
     CtrlApiError,
     DeadlineError,
-    MethodError,
-    ReplyError,
-    RequestError,
     text_of,
 )
 from ctrlapi_async._models import ALL_ACTIVE, UNANSWERED, StopResult, StopStats
-from ctrlapi_async._protocol.requests import TASK_STOP, TaskCall
+from ctrlapi_async._protocol.requests import TaskCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -74,7 +73,6 @@ class StopPlan:
         """Whether every task has its final outcome."""
         self._options = options
         self._deadline = began + (math.inf if options.timeout is None else options.timeout)
-        self._began = began
         self._causes = Causes()
         self._outcomes = Outcomes(collect=options.collect, unknown_statuses=unknown_statuses)
         self._schedule = schedule = Schedule(streaming=streaming)
@@ -83,18 +81,12 @@ class StopPlan:
         self._reconciler = Reconciler(self._outcomes, placer, self._restarts, options, on_row)
         self._denials = Denials(schedule, placer)
         self._recovery = Recovery(
-            schedule,
-            placer,
-            self._denials,
-            policy,
-            deadline=self._deadline,
-            random=random,
+            schedule, placer, self._denials, policy, deadline=self._deadline, random=random
         )
+        self._answers = Answers(self._reconciler, self._recovery, self._denials)
         self._waiting = Waiting(schedule, placer, options, began)
-        self._ended_at = began
-        self._requests: Counter[str] = Counter()
-        self._retries = 0
-        self._unwanted: set[int] = set()
+        self._cost = RunCost(began)
+        self._filter = JobFilter(self._outcomes, placer, self._restarts, self._recovery)
 
     # --- tasks in -----------------------------------------------------------------------------
 
@@ -129,7 +121,7 @@ class StopPlan:
 
     def discard(self, task_id: int) -> None:
         """Leave a task alone from now on, unless its stop was sent already."""
-        self._unwanted.add(task_id)
+        self._filter.discard(task_id)
 
     # --- jobs out -----------------------------------------------------------------------------
 
@@ -150,12 +142,11 @@ class StopPlan:
             return None
         limit = self._limit(max_ids)
         while (job := self._schedule.take(limit, now)) is not None:
-            if self._keep_current(job, now) and self._keep_wanted(job):
+            if self._filter.keep(job, now):
                 job.companion = self._denials.companion(job) if job.size < limit else None
                 job.state = JobState.IN_FLIGHT
                 job.attempt += 1
-                self._requests[job.kind.method] += 1
-                self._retries += job.attempt > 1
+                self._cost.add(job)
                 return job
             del self._schedule.jobs[job]
         self._conclude(now)
@@ -163,51 +154,6 @@ class StopPlan:
 
     def _limit(self, max_ids: int | None) -> int:
         return min(self._schedule.chunk, max_ids or self._schedule.chunk)
-
-    def _keep_wanted(self, job: Job) -> bool:
-        """Take out of a job what need not be asked any more; return whether something is left."""
-        if self._recovery.dead_projects:
-            calls, job.calls = job.calls, []
-            for call in calls:
-                if (error := self._recovery.dead_projects.get(call.project_id)) is not None:
-                    self._placer.give_up(job, call.project_id, listed_ids(call), error)
-                else:
-                    job.calls.append(call)
-        if self._unwanted and job.kind in (JobKind.CHECK, JobKind.STOP) and job.lost is None:
-            dropped = RequestError("no caller waits for this task any more", sent=False)
-            calls, job.calls = job.calls, []
-            for call in calls:
-                wanted, unwanted = self._divide_wanted(job, call)
-                self._placer.give_up(job, call.project_id, unwanted, dropped)
-                if wanted or call.task_ids is ALL_ACTIVE:
-                    job.calls.append(TaskCall(call.project_id, wanted or ALL_ACTIVE))
-        return bool(job.calls)
-
-    def _divide_wanted(self, job: Job, call: TaskCall) -> tuple[list[int], list[int]]:
-        wanted: list[int] = []
-        unwanted: list[int] = []
-        for task_id in listed_ids(call):
-            asked = [task_id]
-            if job.kind is not JobKind.CHECK:
-                asked = self._outcomes.asked(call.project_id, asked)
-            (unwanted if self._unwanted.issuperset(asked) else wanted).append(task_id)
-        return wanted, unwanted
-
-    def _keep_current(self, job: Job, now: float) -> bool:
-        """Take out of a job what restart chains have outdated; return whether something is left."""
-        if job.kind is JobKind.STOP:
-            calls = [self._restarts.still_current(call, now, sent=False) for call in job.calls]
-            job.calls = [call for call in calls if call.task_ids]
-        elif job.kind is JobKind.CHECK:
-            calls = [self._unchecked_of(call) for call in job.calls]
-            job.calls = [call for call in calls if call.task_ids]
-        return bool(job.calls)
-
-    def _unchecked_of(self, call: TaskCall) -> TaskCall:
-        if call.task_ids is ALL_ACTIVE:
-            return call
-        project_id, task_ids = call.project_id, listed_ids(call)
-        return TaskCall(project_id, self._outcomes.still_to_check(project_id, task_ids))
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -231,10 +177,7 @@ class StopPlan:
         del self._schedule.jobs[job]
         if job.kind in (JobKind.STOP, JobKind.VERIFY):
             self._waiting.stop_answered(now)
-        if isinstance(reply, CtrlApiError):
-            self._recovery.receive(job, reply, now, proven)
-        else:
-            self._receive_answers(job, reply, now, proven)
+        self._answers.receive(job, reply, now, proven)
         self._conclude(now)
 
     def receive_part(self, job: Job, rows: Rows, now: float) -> None:
@@ -248,41 +191,6 @@ class StopPlan:
         if not self.done:
             [call] = job.calls
             self._reconciler.receive(job, call, rows, now)
-
-    def _receive_answers(
-        self,
-        job: Job,
-        answers: list[Rows | CtrlApiError],
-        now: float,
-        proven: Collection[str],
-    ) -> None:
-        unread: list[TaskCall] = []
-        unresolved: list[TaskCall] = []
-        why: CtrlApiError | None = None
-        where = "$"
-        for call, answer in zip(job.calls, answers, strict=True):
-            if isinstance(answer, MethodError):
-                self._recovery.receive(
-                    job if len(job.calls) == 1 else job.part([call]), answer, now, proven
-                )
-            elif isinstance(answer, CtrlApiError):
-                unread.append(call)
-                why = why or answer
-            else:
-                self._recovery.succeeded(job)
-                self._denials.succeeded(job)
-                if left := self._reconciler.receive(job, call, answer, now):
-                    unresolved.append(TaskCall(call.project_id, left))
-                    where = answer.where
-        if why is not None:  # in one request again, as they were
-            self._recovery.receive(job.part(unread), why, now, proven)
-        if unresolved and job.kind is JobKind.VERIFY:
-            self._recovery.stop_again(job.part(unresolved), now)
-        elif unresolved:
-            error = ReplyError("no clear answer about some tasks in the reply to TaskStop", where)
-            self._recovery.verify(job.part(unresolved), job.lost or error, now)
-
-    # --- time ---------------------------------------------------------------------------------
 
     def next_wakeup(self, now: float) -> float:
         """Return when `wake` is to be called next, in seconds; infinite: never."""
@@ -346,27 +254,13 @@ class StopPlan:
             if job.lost is not None:
                 self.note(job.lost)
         if error is not None:
-            for project_id, task_ids in list(unchecked_tasks(self._schedule, self._outcomes)):
-                text = self._why_ended(project_id, error)
-                self._outcomes.settle_asked(project_id, task_ids, StopResult.NOT_SENT, text)
-            for project_id, task_ids, result, why in list(open_tasks(self._schedule)):
-                # Nobody knows that a stopped task has ended.
-                stopped = result is StopResult.STOP_SENT
-                final = StopResult.STILL_RUNNING if stopped else result
-                words = why or self._why_ended(project_id, error)
-                self._outcomes.settle_known(
-                    project_id, task_ids, final, words if final in UNANSWERED else None
-                )
+            dead = self._recovery.dead_projects
+            settle_open(self._schedule, self._outcomes, lambda of: text_of(dead.get(of, error)))
         unanswered = any(self._outcomes.store.settled[result] for result in UNANSWERED)
         if error is not None and (listing or unanswered):
             self.note(error)
         self.done = True
-        self._ended_at = now
-
-    def _why_ended(self, project_id: int, error: Exception) -> str:
-        return text_of(self._recovery.dead_projects.get(project_id, error))
-
-    # --- what is known ------------------------------------------------------------------------
+        self._cost.ended_at = now
 
     @property
     def counts(self) -> dict[StopResult, int]:
@@ -397,10 +291,4 @@ class StopPlan:
 
     def stats(self, now: float) -> StopStats:
         """Return what the run has cost so far."""
-        stop_calls = self._requests[TASK_STOP]
-        return StopStats(
-            status_calls=self._requests.total() - stop_calls,
-            stop_calls=stop_calls,
-            retries=self._retries,
-            elapsed=(self._ended_at if self.done else now) - self._began,
-        )
+        return self._cost.stats(now)

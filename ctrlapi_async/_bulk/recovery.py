@@ -157,7 +157,7 @@ class Recovery:
         """Send a job again after a pause, if the policy and the server's wish allow it."""
         pause = self._pause(job.attempt, error)
         if (refusal := self._impossible_wait(job, error, now)) is not None:
-            self._end_run(job, refusal)
+            self._give_up_waiting(job, refusal)
         elif job.attempt < self._attempts(job) and now + pause <= self._last_moment(job, now):
             log_repeat(job.kind.method, job.size, error, job.attempt + 1, pause)
             self._schedule.back_off(job, now + pause)
@@ -172,7 +172,7 @@ class Recovery:
         """Ask what became of stops of unknown fate, after a pause."""
         verify = Job(JobKind.VERIFY, job.calls, stop=job, lost=error)
         if (refusal := self._impossible_wait(job, error, now)) is not None:
-            self._end_run(verify, refusal)
+            self._give_up_waiting(verify, refusal)
             return
         pause = self._pause(job.attempt, error)
         logger.warning(
@@ -215,6 +215,13 @@ class Recovery:
     def _impossible_wait(self, job: Job, error: CtrlApiError, now: float) -> CtrlApiError | None:
         """Return an error that says so if the server asks to wait for longer than the run can."""
         return impossible_wait(error, now, min(self._last_moment(job, now), self._deadline))
+
+    def _give_up_waiting(self, job: Job, refusal: CtrlApiError) -> None:
+        """Give up a job that may not wait as long as it should; all, if all should wait."""
+        if Trait.SLOW_DOWN in traits_of(refusal):
+            self._end_run(job, refusal)
+        else:
+            self._give_up(job, refusal)
 
     def _give_up(self, job: Job, error: Exception) -> None:
         for call in job.calls:

@@ -291,7 +291,7 @@ class BulkRun:
         if self._report is not None:
             return self._report
         now = self._engine.now if self._engine is not None else 0.0
-        report = StopReport.over(self._plan.snapshot(), self._plan.stats(now))
+        report = StopReport(self._plan.snapshot(), stats=self._plan.stats(now))
         if self.ended:
             self._report = report
         return report

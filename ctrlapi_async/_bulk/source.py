@@ -40,7 +40,7 @@ class Targets:
     stream: tuple[int, AsyncIterable[SupportsIndex]] | None = None
 
 
-def targets_of(project_id: int, task_ids: AnyTaskIds) -> Targets:
+def targets_of(project_id: SupportsIndex, task_ids: AnyTaskIds) -> Targets:
     """Return the targets for the tasks of one project; collections are copied.
 
     Raises:

@@ -118,7 +118,8 @@ async def test_small_and_empty_targets(api: ControlApiSimulator) -> None:
     api.mixed_tasks(50)
     api.add_tasks([100, 101], project_id=3)
     async with open_session(api, 8) as session:
-        for targets in ({}, {2: []}, {2: [], 3: ()}):
+        empty: tuple[dict[int, Any], ...] = ({}, {2: []}, {2: [], 3: ()})
+        for targets in empty:
             assert await session.stop_running_across(targets) == StopReport.of([])
         assert api.counters.requests == 0
         one = await session.stop_running(2, range(1, 51), dry_run=True)
@@ -195,34 +196,32 @@ def five_projects(api: ControlApiSimulator, *, without: int | None = None) -> di
     return targets
 
 
+def refuse(words: str, method: str) -> Callable[[ControlApiSimulator], None]:
+    """Return what makes a server refuse calls of a method for project 3."""
+
+    def spoil(api: ControlApiSimulator) -> None:
+        api.add_tasks(range(30, 34), project_id=3)
+        api.fault_when = answer_for(
+            3, method, lambda entry: {"method": method, "id": entry["id"], "error": words}
+        )
+
+    return spoil
+
+
+def of_another_user(api: ControlApiSimulator) -> None:
+    api.add_tasks(range(30, 34), project_id=3, user_id=OTHER_USER)
+
+
+MISSING = ("project 3 does not exist", ProjectNotFoundError)
+UNAVAILABLE = ("user 1 is unavailable", UserUnavailableError)
 BAD_PROJECTS: dict[str, tuple[Callable[[ControlApiSimulator], object], str, type[MethodError]]] = {
     # What is wrong with project 3 -> what its tasks and the error say.
-    "missing": (lambda _: None, "project 3 does not exist", ProjectNotFoundError),
-    "another user's": (
-        lambda api: api.add_tasks(range(30, 34), project_id=3, user_id=OTHER_USER),
-        "user 1 is unavailable",
-        UserUnavailableError,
-    ),
+    "missing": (lambda _: None, *MISSING),
+    "another user's": (of_another_user, *UNAVAILABLE),
     **{
-        f"{words}, says {method}": (
-            lambda api, words=words, method=method: (  # type: ignore[misc]
-                api.add_tasks(range(30, 34), project_id=3),
-                setattr(
-                    api,
-                    "fault_when",
-                    answer_for(
-                        3, method, lambda one: {"method": method, "id": one["id"], "error": words}
-                    ),
-                ),
-            ),
-            words,
-            kind,
-        )
+        f"{words}, says {method}": (refuse(words, method), words, kind)
         for method in (STATUS, STOP)
-        for words, kind in (
-            ("project 3 does not exist", ProjectNotFoundError),
-            ("user 1 is unavailable", UserUnavailableError),
-        )
+        for words, kind in (MISSING, UNAVAILABLE)
     },
 }
 
@@ -432,7 +431,7 @@ async def test_a_task_that_is_active_in_two_projects_is_no_silence(
             session.stop_running(3, ALL_ACTIVE, dry_run=True),
         )
     with pytest.raises(ValueError, match="2"):
-        one | other
+        assert one | other
 
 
 @simulated()

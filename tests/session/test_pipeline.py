@@ -365,7 +365,7 @@ FORMS: dict[str, Callable[[], Any]] = {
     "iterator": lambda: iter([3, 3, 2, 1]),
     "generator": lambda: (n for n in (3, 2, 1)),
     "range": lambda: range(3, 0, -1),
-    "keys": lambda: {3: "x", 2: "y", 1: "z"}.keys(),
+    "keys": {3: "x", 2: "y", 1: "z"}.keys,
     "async": lambda: arriving([3, 2, 2, 1]),
     "async, no generator": Countdown,
     "array": lambda: np.array([3, 2, 1, 1]),
@@ -391,9 +391,10 @@ async def test_task_ids_come_in_many_forms(
 @simulated()
 async def test_one_id_comes_in_many_forms(api: ControlApiSimulator, form: Any) -> None:
     api.add_task(7, project_id=3)
+    across: Any = {Index(3): form}
     async with open_session(api) as session:
         assert list(await session.stop_running(Index(3), form, dry_run=True)) == [7]
-        assert list(await session.stop_running_across({Index(3): form}, dry_run=True)) == [7]
+        assert list(await session.stop_running_across(across, dry_run=True)) == [7]
         assert list(await session.task_status(np.int64(3), form)) == [7]
         assert (await session.stop(Index(3), form)).result is SENT
 

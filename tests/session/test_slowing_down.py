@@ -52,7 +52,7 @@ PAUSES: Final[dict[str, tuple[Callable[[], str], float, float]]] = {
 @pytest.mark.parametrize("method", [STATUS, STOP])
 @pytest.mark.parametrize(("header", "least", "most"), PAUSES.values(), ids=PAUSES)
 @simulated()
-async def test_retry_after_is_honoured_in_full(
+async def test_retry_after_is_honoured_in_full(  # noqa: PLR0917 - one for each column
     api: ControlApiSimulator,
     header: Callable[[], str],
     least: float,
@@ -98,8 +98,8 @@ async def test_a_wait_that_cannot_be_is_given_up_at_once(
             began = api.now
             await session.stop_running(2, [1, 2, 3, 4])
             assert api.now - began < 2
+            api.fault(HttpStatus(503, headers={"Retry-After": "50"}))
             with pytest.raises(HttpError, match="longer than allowed here"):
-                api.fault(HttpStatus(503, headers={"Retry-After": "50"}))
                 await session.call(STATUS, {"project_id": 2, "task_ids": 1})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -168,7 +169,7 @@ async def test_tasks_cancelled_before_their_first_step_are_made_again(
         await turns(moment)
         for task in strangers_tasks() - set(work):
             task.cancel()
-        results = await asyncio.gather(*work, return_exceptions=True)
+        results: list[Any] = await asyncio.gather(*work, return_exceptions=True)
     assert {*results[0]} == {*IDS[:20]}
     assert results[0].complete
     streamed = results[1]
@@ -266,7 +267,7 @@ async def test_connectors_may_raise_anything(api: ControlApiSimulator) -> None:
 @pytest.mark.parametrize("limits", [{"limit": 1}, {"limit": 5, "limit_per_host": 2}])
 @simulated(latency=20.0)
 async def test_connection_limits_of_the_callers_client_bound_the_session(
-    api: ControlApiSimulator, limits: dict[str, int]
+    api: ControlApiSimulator, limits: dict[str, Any]
 ) -> None:
     api.add_tasks(IDS)
     async with (
@@ -343,7 +344,7 @@ async def test_a_slow_generator_lets_others_have_their_turn(api: ControlApiSimul
         await session.stop_running(2, slow_ids(0.001, count=100))
     watcher.cancel()
     await asyncio.wait([watcher])
-    pauses = [later - sooner for sooner, later in zip(seen, seen[1:], strict=False)]
+    pauses = [later - sooner for sooner, later in pairwise(seen)]
     assert max(pauses) < 0.05
 
 
@@ -445,13 +446,17 @@ def test_nothing_outlives_a_session_that_is_left_by_an_error() -> None:
             api.add_tasks(IDS)
             api.hold()
             session = ControlSession(api.url, 1, batching=Batching(5, 3))
-            with pytest.raises(ZeroDivisionError):
+            left: list[asyncio.Task[Any]] = []
+
+            async def leave() -> None:
                 async with session:
-                    left = asyncio.create_task(session.stop_running(2, IDS))
+                    left.append(asyncio.create_task(session.stop_running(2, IDS)))
                     await api.wait_for_requests(3)
                     raise ZeroDivisionError
-            assert left.done()
-            assert isinstance(left.exception(), StopIncompleteError)
+
+            with pytest.raises(ZeroDivisionError):
+                await leave()
+            assert isinstance(left[0].exception(), StopIncompleteError)
             await disconnected(api)
 
     run(main(), JumpingLoop)

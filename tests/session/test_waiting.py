@@ -184,13 +184,15 @@ async def test_outcomes_of_pending_tasks_come_once_and_last(api: ControlApiSimul
     api.add_task(2, "Running")
     api.add_task(3, "Explore")
     seen: list[tuple[int, StopResult]] = []
-    async with open_session(api) as session:
-        async with session.stopping(2, [1, 2, 3], wait_pending=20) as stopping:
-            async for outcome in stopping:
-                if not seen:
-                    assert stopping.counts[NOT_RUNNING] == 2
-                    assert stopping.report[1].status == "Scheduled"
-                seen.append((outcome.task_id, outcome.result))
+    async with (
+        open_session(api) as session,
+        session.stopping(2, [1, 2, 3], wait_pending=20) as stopping,
+    ):
+        async for outcome in stopping:
+            if not seen:
+                assert stopping.counts[NOT_RUNNING] == 2
+                assert stopping.report[1].status == "Scheduled"
+            seen.append((outcome.task_id, outcome.result))
     assert seen == [(2, SENT), (1, SENT), (3, NOT_RUNNING)]
 
 
@@ -331,9 +333,8 @@ async def test_what_still_runs_when_the_seconds_are_over_is_named(
     assert report.ids(STILL_RUNNING) == [1, 2]
     assert {each.status for each in report.values()} == {"Running", "Completed"}
     assert not report.complete
-    assert str(error) == (
-        f"2 of 3 tasks without an answer: tasks were still Running {seconds:g} s after the last stop"
-    )
+    still = f"tasks were still Running {seconds:g} s after the last stop"
+    assert str(error) == f"2 of 3 tasks without an answer: {still}"
     assert costs(api)[0] >= 2, "one look at least"
     assert seconds - SLACK < checks[-1] <= seconds + 1
     assert costs(api)[1] == 1
@@ -469,9 +470,11 @@ async def test_a_stream_of_outcomes_tells_each_once_when_it_is_sure(
 ) -> None:
     api.add_tasks(range(6))
     api.add_task(6, "Completed")
-    async with open_session(api, 3) as session:
-        async with session.stopping(2, range(7), wait_stopped=3600) as stopping:
-            seen = await outcomes_of(stopping)
+    async with (
+        open_session(api, 3) as session,
+        session.stopping(2, range(7), wait_stopped=3600) as stopping,
+    ):
+        seen = await outcomes_of(stopping)
     assert sorted(each.task_id for each in seen) == list(range(7))
     assert {str(each.status) for each in seen if each.result is SENT} == {"Canceled"}
 

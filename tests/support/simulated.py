@@ -57,7 +57,7 @@ def simulated(
 
             run(main())
 
-        del run_test.__wrapped__  # type: ignore[attr-defined]
+        del run_test.__wrapped__
         signature = inspect.signature(test)
         run_test.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=list(signature.parameters.values())[1:]

@@ -103,7 +103,7 @@ def test_a_report_equals_no_dict_and_is_no_key(report: Any) -> None:
 def test_a_report_takes_over_the_dict_of_a_run() -> None:
     verdict = Verdict(2, StopResult.STOP_SENT, TaskStatus.RUNNING, None, 1064)
     verdicts = {64: verdict, 65: verdict}
-    report = StopReport.over(verdicts, StopStats(1, 1))
+    report = StopReport(verdicts, stats=StopStats(1, 1))
     assert report._verdicts is verdicts
     assert report[64] == StopOutcome(
         64, 2, StopResult.STOP_SENT, TaskStatus.RUNNING, None, restarted_as=1064
