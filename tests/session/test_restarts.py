@@ -199,7 +199,8 @@ async def test_task_status_tells_the_current_task(api: ControlApiSimulator, form
     async with open_session(api) as session:
         states = await session.task_status(2, [64, 65, 2064], detailed_test_results=True)
         exact = await session.task_status(2, [64], restart_chain="exact")
-        for bad in ({"restart_chain": "none"}, {"detailed_test_results": 1}):
+        odd: list[dict[str, Any]] = [{"restart_chain": "none"}, {"detailed_test_results": 1}]
+        for bad in odd:
             with pytest.raises((TypeError, ValueError)):
                 await session.task_status(2, [64], **bad)
     assert list(states) == [64, 65, 2064]

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from asking import JSON_HEADERS, ask, check, stop
 from multidict import CIMultiDict
 
 from ctrlapi_async.simulator import ControlApiSimulator, Options
 from ctrlapi_async.simulator._access import HttpRequest, refuse_signature
+from tests.support.asking import JSON_HEADERS, ask, check, stop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from asking import MAX_INT, SENT, UNAVAILABLE, check, rows, statuses, stop
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ctrlapi_async.simulator import STATUSES, ControlApiSimulator, Restart
+from tests.support.asking import MAX_INT, SENT, UNAVAILABLE, check, rows, statuses, stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable

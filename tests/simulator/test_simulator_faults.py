@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from asking import NO_REPLY, SENT, Served, call, check, envelope, stop
 
 from ctrlapi_async.simulator import (
     Body,
@@ -22,6 +21,7 @@ from ctrlapi_async.simulator import (
     Rewrite,
     SlowBody,
 )
+from tests.support.asking import NO_REPLY, SENT, Served, call, check, envelope, stop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -9,19 +9,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from asking import (
-    MAX_INT,
-    SENT,
-    UNAVAILABLE,
-    ask,
-    call,
-    check,
-    entries,
-    envelope,
-    rows,
-    statuses,
-    stop,
-)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +23,19 @@ from ctrlapi_async.simulator import (
     HttpStatus,
     Restart,
     SlowBody,
+)
+from tests.support.asking import (
+    MAX_INT,
+    SENT,
+    UNAVAILABLE,
+    ask,
+    call,
+    check,
+    entries,
+    envelope,
+    rows,
+    statuses,
+    stop,
 )
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from asking import JSON_HEADERS, NO_REPLY, Served, call, check, envelope, stop
 
 import ctrlapi_async
 from ctrlapi_async.simulator import (
@@ -29,6 +29,7 @@ from ctrlapi_async.simulator import (
     Hang,
     SlowBody,
 )
+from tests.support.asking import JSON_HEADERS, NO_REPLY, Served, call, check, envelope, stop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -89,12 +90,16 @@ async def test_one_request_can_be_held_alone(api: Served) -> None:
         assert gate.held == 0
 
 
+def is_held(gate: Gate) -> bool:
+    return gate.held == 1
+
+
 async def test_a_request_passes_one_gate_after_the_other(api: Served) -> None:
     task = api.add_task(66)
     gates = [api.hold(), api.hold("TaskStop"), api.hold(effect=True)]
     sending = api.start_sending(stop(66))
     for place, gate in enumerate(gates):
-        await api.wait_until(lambda gate=gate: gate.held == 1)  # type: ignore[misc]
+        await api.wait_until(partial(is_held, gate))
         assert sum(gate.held for gate in gates) == 1
         assert task.stopped is (place == 2)
         gate.release()

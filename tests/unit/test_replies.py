@@ -519,6 +519,7 @@ TEXTS: list[tuple[str, type[MethodError]]] = [
 def test_the_texts_of_refusals_have_their_classes(text: str, kind: type[MethodError]) -> None:
     body = reply({"method": TASK_STOP, "error": text})
     [answer] = decode_rows(body, [TASK_STOP], 1)
+    assert isinstance(answer, MethodError)
     assert type(answer) is kind
     assert (answer.method, answer.message) == (TASK_STOP, text)
     with pytest.raises(kind):

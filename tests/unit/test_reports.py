@@ -144,7 +144,7 @@ def test_merging_is_associative_and_the_later_report_wins(
 def test_the_same_id_in_two_projects_does_not_merge() -> None:
     elsewhere = StopReport.of([StopOutcome(1, 3, StopResult.STOP_SENT)])
     with pytest.raises(ValueError, match="task 1 is in two projects: 2 and 3"):
-        StopReport.of([outcome(1)]) | elsewhere
+        _ = StopReport.of([outcome(1)]) | elsewhere
     assert len(StopReport.of([outcome(2)]) | elsewhere) == 2
 
 

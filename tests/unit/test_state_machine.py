@@ -31,8 +31,8 @@ from ctrlapi_async import (
     UserUnavailableError,
 )
 from ctrlapi_async._bulk.jobs import JobKind, listed_ids
-from ctrlapi_async._bulk.plan import StopPlan
 from ctrlapi_async._bulk.options import RunOptions
+from ctrlapi_async._bulk.plan import StopPlan
 from ctrlapi_async._errors import (
     AuthError,
     HtmlReplyError,
@@ -565,6 +565,6 @@ def test_in_any_order_of_events_each_task_has_one_outcome_that_the_news_allow() 
             deadline=None,
             max_examples=2 * settings().max_examples,
             report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
         ),
     )
