@@ -172,7 +172,7 @@ async def test_no_text_is_longer_than_500_characters(
         assert len(str(error or "")) <= 500
         assert len(report.to_json()) < 100 * 1500
         params = {"project_id": 2, "task_ids": 1}
-        met: list[Any] = await asyncio.gather(session.call(method, params), return_exceptions=True)
+        met: tuple[Any] = await asyncio.gather(session.call(method, params), return_exceptions=True)
         assert not isinstance(met[0], Exception) or len(str(met[0])) <= 500
 
 

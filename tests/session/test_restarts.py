@@ -199,6 +199,7 @@ async def test_task_status_tells_the_current_task(api: ControlApiSimulator, form
     async with open_session(api) as session:
         states = await session.task_status(2, [64, 65, 2064], detailed_test_results=True)
         exact = await session.task_status(2, [64], restart_chain="exact")
+        bad: dict[str, Any]
         for bad in ({"restart_chain": "none"}, {"detailed_test_results": 1}):
             with pytest.raises((TypeError, ValueError)):
                 await session.task_status(2, [64], **bad)
