@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import resource
 import subprocess
 import sys
 import time
 import tracemalloc
 from contextlib import aclosing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
@@ -20,7 +20,6 @@ from benchmarks.server import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-    from pathlib import Path
 
 
 def _ids(count: int) -> list[int]:
@@ -60,11 +59,21 @@ async def turns(
 
 
 async def peak(url: str, client: str, count: int) -> int:
-    """Return by how many bytes the first run of a client raises the process's peak memory."""
+    """Return the bytes of memory at the most, above those at the start, of a client's first run."""
     async with CLIENTS[client](Job(url, _ids(count))) as run:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = _memory("VmRSS")
+        _forget_peak()
         await run()
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        return _memory("VmHWM") - before
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+
+def _memory(name: str) -> int:
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 async def memory(url: str, client: str, count: int) -> dict[str, float]:

@@ -49,11 +49,10 @@ else:
 
     def __getattr__(name: str) -> object:
         if name in __all__:
-            for module in _MODULES:
-                found = vars(import_module(f"{__name__}.{module}")).get(name)
-                if found is not None:
-                    globals()[name] = found
-                    return found
+            modules = (vars(import_module(f"{__name__}.{module}")) for module in _MODULES)
+            found: object = next(names[name] for names in modules if name in names)
+            globals()[name] = found
+            return found
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:

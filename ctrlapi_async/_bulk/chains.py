@@ -235,7 +235,8 @@ def read_statuses(answer: Rows, asked: list[int] | None, *, follow: bool = True)
             current task.
         follow: Whether tasks of a restart chain stand for the chain.
     """
-    if follow and asked is not None and (usual := _read_usual(answer.rows, asked)) is not None:
+    usual = None if asked is None else _read_usual(answer.rows, asked, follow=follow)
+    if usual is not None:
         return usual
     findings = Findings()
     by_task = rows_by_task(answer.rows)
@@ -265,7 +266,7 @@ def read_statuses(answer: Rows, asked: list[int] | None, *, follow: bool = True)
     return findings
 
 
-def _read_usual(rows: list[Row], asked: list[int]) -> Findings | None:
+def _read_usual(rows: list[Row], asked: list[int], *, follow: bool) -> Findings | None:
     """Read a reply of the usual form in one pass; return None if it has another.
 
     Usual is: a row with a status for each task asked about, in order, and restarts of some.
@@ -283,8 +284,29 @@ def _read_usual(rows: list[Row], asked: list[int]) -> Findings | None:
             restarts.append(row)
     if list(by_task) != asked or len(asked) + len(restarts) != len(rows) or not all(statuses):
         return None
-    restarted_as = {row.task_id for row in restarts}
-    if len(restarted_as) < len(restarts) or not restarted_as.isdisjoint(by_task):
+    chains = _usual_chains(by_task, restarts)
+    if chains is None:
+        return None
+    for text in {by_task[initial_id].status for initial_id in chains}:
+        statuses[text] = [task_id for task_id in statuses[text] if task_id not in chains]
+    findings = Findings()
+    for text, task_ids in statuses.items():
+        if task_ids:
+            _note(findings, text, task_ids)
+    if follow:
+        findings.chains = list(chains.values())
+        return findings
+    for initial_id, chain in chains.items():
+        current = chain.current.task_id
+        restarted_as = None if current == initial_id else current
+        _note(findings, by_task[initial_id].status or "", [initial_id], restarted_as)
+    return findings
+
+
+def _usual_chains(by_task: dict[int, Row], restarts: list[Row]) -> dict[int, ChainFinding] | None:
+    """Return the chains of tasks that were restarted; None if a row is of two, or of none."""
+    news = {row.task_id for row in restarts}
+    if len(news) < len(restarts) or not news.isdisjoint(by_task):
         return None
     chains: dict[int, ChainFinding] = {}
     for row in restarts:
@@ -294,13 +316,7 @@ def _read_usual(rows: list[Row], asked: list[int]) -> Findings | None:
             return None
         finding = ChainFinding(initial_id, {initial_id: first}, [initial_id])
         chains.setdefault(initial_id, finding).rows[row.task_id] = row
-    for text in {by_task[initial_id].status for initial_id in chains}:
-        statuses[text] = [task_id for task_id in statuses[text] if task_id not in chains]
-    findings = Findings(chains=list(chains.values()))
-    for text, task_ids in statuses.items():
-        if task_ids:
-            _note(findings, text, task_ids)
-    return findings
+    return chains
 
 
 def _note(

@@ -268,13 +268,10 @@ class Outcomes:
         restarted_as: int | None = None,
     ) -> Verdict:
         """Return a verdict; the usual ones are made once and shared."""
-        if isinstance(status, str) and not isinstance(status, TaskStatus):
-            self._warn_of(status)
-        if (
-            error is not None
-            or restarted_as is not None
-            or not isinstance(status, TaskStatus | None)
-        ):
+        unknown = status is not None and not isinstance(status, TaskStatus)
+        if unknown:
+            self._warn_of(str(status))
+        if unknown or error is not None or restarted_as is not None:
             return Verdict(project_id, result, status, error, restarted_as)
         key = (project_id, result, status)
         verdict = self._verdicts.get(key)

@@ -87,10 +87,14 @@ class Reconciler:
             self._placer.settle_missing(job, project_id, task_ids, text)
         visit = Visit(job.kind, project_id, now, job.lost)
         again: list[int] = []
+        chains = self._restarts.chains_by_status(visit, found)
         for told, task_ids in found.plain.items():
+            if told.restarted_as is None:
+                task_ids.extend(chains.pop((told.status, False), ()))
             again += self._placer.place(visit, task_ids, *told)
-        for (of_chains, status), task_ids in self._restarts.chains_by_status(visit, found).items():
-            again += self._placer.place(of_chains, task_ids, status)
+        for (status, as_check), task_ids in chains.items():
+            asked_as = visit.as_check() if as_check else visit
+            again += self._placer.place(asked_as, task_ids, status)
         return again
 
     # --- TaskStatus ---------------------------------------------------------------------------

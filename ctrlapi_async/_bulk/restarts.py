@@ -38,18 +38,21 @@ class RestartFollower:
 
     def chains_by_status(
         self, visit: Visit, found: Findings
-    ) -> dict[tuple[Visit, TaskStatus | str], list[int]]:
-        """Return the current tasks of restart chains that are to be placed now."""
-        groups: dict[tuple[Visit, TaskStatus | str], list[int]] = {}
+    ) -> dict[tuple[TaskStatus | str, bool], list[int]]:
+        """Return the current tasks of restart chains that are to be placed now.
+
+        Returns:
+            The tasks by status, and by whether they are placed as checked for the first time.
+        """
+        groups: dict[tuple[TaskStatus | str, bool], list[int]] = {}
         for finding in found.chains:
             current = finding.current
             status = status_of(current)
             for task_id in finding.asked:
                 chain = self._chain_of(visit, finding, current, task_id)
-                if chain is None:
-                    continue
-                as_what = self._visit_of(visit, chain, task_id, status)
-                groups.setdefault((as_what, status), []).append(chain.target)
+                if chain is not None:
+                    as_check = self._is_new(visit, chain, task_id, status)
+                    groups.setdefault((status, as_check), []).append(chain.target)
         return groups
 
     def _chain_of(
@@ -75,21 +78,17 @@ class RestartFollower:
                     self._outcomes.overtake(project_id, chain, other)
         return chain
 
-    def _visit_of(
-        self, visit: Visit, chain: Chain, task_id: int, status: TaskStatus | str
-    ) -> Visit:
-        """Return as what the current task of a chain is placed."""
+    def _is_new(self, visit: Visit, chain: Chain, task_id: int, status: TaskStatus | str) -> bool:
+        """Return whether the current task of a chain is placed as if checked for the first time."""
         if visit.lost is not None and chain.target != task_id:
             # What the lost stop was for is over; the task that came after it was never stopped.
-            return visit.as_check()
-        if (
+            return True
+        return (
             visit.kind is JobKind.POLL_STOPPED
             and chain.stop_sent_to != chain.target
             and self._placer.waiting_stopped
             and status is TaskStatus.RUNNING
-        ):
-            return visit.as_check()
-        return visit
+        )
 
     def _join(self, project_id: int, initial_id: int, current: Row, task_id: int) -> Chain | None:
         """Return the new chain of a task; None if the task joined one that is dealt with."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 import ctrlapi_async as api
 from ctrlapi_async import StopResult
-from ctrlapi_async._errors import DeadlineError, TlsError
 from ctrlapi_async.cli.exits import Exit, UnwrittenError, UsageError
 from ctrlapi_async.cli.outcomes import NO_ANSWER, REFUSED, unknown_status
 from ctrlapi_async.cli.text import id_list, numbered, own_words
@@ -30,8 +29,8 @@ def advice(error: Exception, option_for_time: str) -> str:
         passing = error.status >= 500 or error.status in (408, 425, 429)
         return "try again later" if passing else "check --url"
     table: tuple[tuple[type[Exception], str], ...] = (
-        (TlsError, "name the certificate's CA with --ca-file, or see whether --url is right"),
-        (DeadlineError, f"give it more time with {option_for_time}"),
+        (api.TlsError, "name the certificate's CA with --ca-file, or see whether --url is right"),
+        (api.DeadlineError, f"give it more time with {option_for_time}"),
         (api.RequestError, "check --url, and whether the server is up"),
         (api.ReplyError, "check that --url is a Control API"),
         (api.UserUnavailableError, "check --user-id, and that the project belongs to this user"),

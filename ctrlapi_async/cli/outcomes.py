@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
@@ -71,21 +72,24 @@ class Tally:
 
     def __init__(self, form: Form) -> None:
         self._form = form
-        self._counts: dict[str, int] = {}
-        self._orders: dict[str, _Order] = {}
+        self._counts: Counter[tuple[StopResult, str | None]] = Counter()
+        self._samples: dict[tuple[StopResult, str | None], StopOutcome] = {}
 
     def take(self, outcome: StopOutcome) -> None:
         """Count an outcome."""
-        label = self._form.label(outcome)
-        if label not in self._counts:
-            self._orders[label] = self._form.order(outcome)
-        self._counts[label] = self._counts.get(label, 0) + 1
+        kind = (outcome.result, outcome.status)
+        self._counts[kind] += 1
+        if kind not in self._samples:
+            self._samples[kind] = outcome
 
     def __str__(self) -> str:
-        ordered = sorted(self._counts, key=self._orders.__getitem__)
-        words = [f"{self._counts[label]:,} {label}" for label in ordered[:LABELS]]
-        if len(ordered) > LABELS:
-            words.append(f"{sum(map(self._counts.__getitem__, ordered[LABELS:])):,} others")
+        counts: Counter[str] = Counter()
+        for kind in sorted(self._counts, key=lambda kind: self._form.order(self._samples[kind])):
+            counts[self._form.label(self._samples[kind])] += self._counts[kind]
+        labels = list(counts)
+        words = [f"{counts[label]:,} {label}" for label in labels[:LABELS]]
+        if len(labels) > LABELS:
+            words.append(f"{sum(counts[label] for label in labels[LABELS:]):,} others")
         return ", ".join(words)
 
 

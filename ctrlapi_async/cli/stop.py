@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from ctrlapi_async import StopResult, TaskStatus
 from ctrlapi_async.cli.connection import connect
-from ctrlapi_async.cli.exits import CommandError
+from ctrlapi_async.cli.exits import CommandError, UsageError
 from ctrlapi_async.cli.messages import exit_status, explain, sentence, warn_of_unknown
 from ctrlapi_async.cli.options import (
     NO_SERVER,
@@ -146,12 +146,10 @@ def stop(
     check_usage(tasks, more, settings.projects)
     asks = (more.all_active or ask) and not (yes or dry_run)
     if asks and not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
-        projects = _projects(settings.projects)
         refuse(ask, "there is no terminal to ask on: leave out --interactive")
-        refuse(
-            condition=True,
-            message=f"this would stop all running tasks of {projects}: add --yes if that is meant, "
-            "or look first with --dry-run",
+        raise UsageError(
+            f"this would stop all running tasks of {_projects(settings.projects)}: add --yes if "
+            "that is meant, or look first with --dry-run"
         )
     wanted = frozenset(only or (_STOPPED if output.format == "ids" else StopResult))
     command = _Stop(

@@ -99,7 +99,8 @@ class Watch:
         with Live(
             console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         ) as live:
-            self.process.console = console
+            if self.process.err.is_terminal:  # the same one: what is said goes above the table
+                self.process.console = console
             try:
                 yield live
             finally:

@@ -68,7 +68,8 @@ def call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
             _prepare(patch, api)
             patch.setattr(sys, "stdin", opened)
             status = cli.main(argv)
-        return Result(status, *capsys.readouterr())
+        printed = capsys.readouterr()
+        return Result(status, printed.out, printed.err)
 
     return run
 

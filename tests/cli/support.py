@@ -56,15 +56,28 @@ def environment(api: World | None) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), **names, **server}
 
 
-def start(api: World | None, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
-    """Start Python, with pipes for all standard streams unless the options say otherwise."""
-    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen([sys.executable, *argv], env=environment(api), **{**streams, **options})
+def start(
+    api: World | None,
+    *argv: str,
+    stdin: Any = subprocess.PIPE,
+    stdout: Any = subprocess.PIPE,
+    stderr: Any = subprocess.PIPE,
+    new_session: bool = False,
+) -> subprocess.Popen[bytes]:
+    """Start Python, with pipes for all standard streams unless the arguments say otherwise."""
+    return subprocess.Popen(
+        [sys.executable, *argv],
+        env=environment(api),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=new_session,
+    )
 
 
-def process(api: World | None, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
+def process(api: World | None, *argv: str) -> subprocess.Popen[bytes]:
     """Start the command line as a process."""
-    return start(api, "-m", "ctrlapi_async", *argv, **options)
+    return start(api, "-m", "ctrlapi_async", *argv)
 
 
 def ended(running: subprocess.Popen[bytes], stdin: bytes | None = None) -> Result:
@@ -96,9 +109,9 @@ class Pseudoterminal:
 
     def start(self, api: World, *argv: str) -> subprocess.Popen[bytes]:
         """Start the command line as a process whose terminal this is."""
-        streams = dict(zip(("stdin", "stdout", "stderr"), self.streams, strict=True))
-        argv = ("-c", ON_TERMINAL, self._path, *argv)
-        return start(api, *argv, start_new_session=True, **streams)
+        stdin, stdout, stderr = self.streams
+        command = ("-c", ON_TERMINAL, self._path, *argv)
+        return start(api, *command, stdin=stdin, stdout=stdout, stderr=stderr, new_session=True)
 
     def release(self) -> None:
         """Let go of the command's side, so that its end can be seen."""

@@ -99,11 +99,14 @@ def test_watch_prints_json_once(call: Call, moving: World) -> None:
     assert task["status"] == "Completed"
 
 
-def test_watch_on_a_terminal_draws_one_table(on_terminal: OnTerminal, moving: World) -> None:
-    result = on_terminal(moving, "status", "4", "7", *WATCH, "-v")
+@pytest.mark.parametrize("keep", [(), ("stderr",)])
+def test_watch_on_a_terminal_draws_one_table(
+    on_terminal: OnTerminal, moving: World, keep: tuple[str, ...]
+) -> None:
+    result = on_terminal(moving, "status", "4", "7", *WATCH, "-v", keep=keep)
     assert result.status == Exit.OK
-    assert "debug: TaskStatus" in result.out
-    assert result.out.count("\nTask  Status\n") == 1
+    assert ("debug: TaskStatus" in result.out) is (not keep)
+    assert f"\n{result.out}".count("\nTask  Status\n") == 1
     assert result.out.splitlines()[-1].startswith("2 tasks: 2 Completed (")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from hypothesis import given
@@ -20,6 +20,7 @@ from ctrlapi_async import (
     StopOutcome,
     StopResult,
 )
+from ctrlapi_async._bulk.batcher import Batcher
 from ctrlapi_async.simulator import STATUSES, ControlApiSimulator, Drop, HttpStatus
 from tests.support.clock import run
 from tests.support.simulated import (
@@ -275,7 +276,7 @@ async def test_a_caller_cancelled_in_any_turn_touches_no_other(
 
 
 @pytest.mark.parametrize("also", [False, True])
-@pytest.mark.parametrize("wanted", [(1, 2, 3), range(1, 20_001)], ids=len)
+@pytest.mark.parametrize("wanted", [(1, 2, 3), range(1, 6001)], ids=len)
 @simulated()
 async def test_a_task_is_left_alone_when_its_last_caller_is_cancelled_before_the_stop(
     api: ControlApiSimulator, wanted: Iterable[int], also: bool
@@ -427,6 +428,21 @@ async def test_a_caller_cancelled_before_the_session_closes_is_cancelled(
     assert isinstance(cancelled, asyncio.CancelledError)
     the_error_of(other, 1)
     assert costs(api) == (0, 0)
+
+
+def test_nobody_waits_for_a_batch_that_was_interrupted() -> None:
+    def interrupt(_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    async def main() -> asyncio.Task[StopOutcome]:
+        return asyncio.create_task(Batcher(interrupt, 0).stop(2, 1))
+
+    with asyncio.Runner() as runner:
+        waiting = runner.run(main())
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(asyncio.sleep(1))
+        runner.run(asyncio.sleep(0))
+        assert waiting.cancelled()
 
 
 # --- any callers, any cancellations ---------------------------------------------------------------

@@ -45,7 +45,6 @@ from tests.support.simulated import (
     arriving,
     disconnected,
     open_session,
-    outcomes_of,
     simulated,
     simulator,
     turns,
@@ -54,7 +53,7 @@ from tests.support.steps import Steps, assert_nothing_left
 from tests.support.witness import Witness
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from ctrlapi_async import StopRun
@@ -72,7 +71,7 @@ AT_ONCE: Final = 3
 
 
 def quick_loop() -> JumpingLoop:
-    """Return a loop that does not look for long whether sockets are idle: all are in one process."""
+    """Return a loop that soon takes sockets for idle: both of their ends are in this process."""
     return JumpingLoop(grace=0.0005)
 
 
@@ -134,15 +133,9 @@ def lively(api: ControlApiSimulator) -> None:
 
 
 def three_projects(api: ControlApiSimulator) -> None:
-    for project_id, task_ids in TARGETS.items():
-        api.mixed_tasks(
-            len(task_ids),
-            running=0.6,
-            restarted=0.2,
-            project_id=project_id,
-            first_id=task_ids[0],
-            seed=1,
-        )
+    add = partial(api.mixed_tasks, running=0.6, restarted=0.2, seed=1)
+    for project_id, ids in TARGETS.items():
+        add(len(ids), project_id=project_id, first_id=ids[0])
 
 
 def two_projects(api: ControlApiSimulator) -> None:
@@ -583,7 +576,6 @@ class Wait(NamedTuple):
 
 
 NOTHING_SENT: Final = {NOT_SENT: 16}
-RETRY_AFTER: Final = {"Retry-After": "1000"}
 WAITS: Final = {
     # With two slots: one request in each, and the others wait for them.
     "an answer to a check": Wait(Hang(), STATUS, NOTHING_SENT),
@@ -593,7 +585,7 @@ WAITS: Final = {
     "a check's repeat": Wait(Drop(), STATUS, NOTHING_SENT),
     "a stop's repeat": Wait(HttpStatus(429), STOP, NOTHING_SENT),
     "a lost stop's check": Wait(Drop(effect=True), STOP, {UNCONFIRMED: 16}),
-    "the session's pause": Wait(HttpStatus(503, headers=RETRY_AFTER), STATUS, NOTHING_SENT),
+    "the session's pause": Wait(HttpStatus(503), STATUS, NOTHING_SENT),
     "pending tasks": Wait(
         None,
         STATUS,
@@ -663,7 +655,7 @@ def test_a_request_may_end_while_it_is_written(ending: str) -> None:
             writer.close()
 
         server = await asyncio.start_server(never_read, "127.0.0.1", 0)
-        url = "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         batching = Batching(len(ids), 1)
         async with ControlSession(url, 1, batching=batching, request_timeout=1000) as session:
             stopping = session.stopping(2, ids)
@@ -687,112 +679,7 @@ def test_a_request_may_end_while_it_is_written(ending: str) -> None:
     run(main())
 
 
-# --- known moments --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("effect", [False, True])
-@simulated()
-async def test_stops_in_flight_are_unconfirmed_and_what_was_not_asked_is_not_sent(
-    api: ControlApiSimulator, *, effect: bool
-) -> None:
-    api.add_tasks(range(1, 41))
-    # Two at once: checks of 1 to 8 are answered, stops of 1 to 8 hang, the rest waits.
-    gate = api.hold(STOP, effect=effect)
-    async with small(api, 2) as session:
-        stopping = session.stopping(2, range(1, 41))
-
-        async def consume() -> None:
-            async with stopping:
-                await stopping.wait()
-
-        consumer = asyncio.create_task(consume())
-        await api.wait_until(lambda: gate.held == 2)
-        held = sorted(n for record in api.log if STOP in record.methods for n in record.ids)
-        during = stopping.report
-        consumer.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await consumer
-    for report in (during, stopping.report):
-        assert report.ids(UNCONFIRMED) == held
-        assert report.ids(NOT_SENT) == [n for n in range(1, 41) if n not in held]
-        assert {report[n].status for n in held} == {"Running"}
-
-
-@pytest.mark.parametrize("after", [1, 7, 20])
-@simulated()
-async def test_an_exception_in_the_loops_body_comes_out_as_it_is(
-    api: ControlApiSimulator, after: int
-) -> None:
-    api.mixed_tasks(20, restarted=0.2)
-    mine = ZeroDivisionError("the consumer's own")
-    taken: list[StopOutcome] = []
-    async with small(api) as session:
-        stopping = session.stopping(2, range(1, 21))
-
-        async def consume() -> None:
-            async with stopping:
-                async for outcome in stopping:
-                    taken.append(outcome)
-                    if len(taken) == after:
-                        raise mine
-
-        with pytest.raises(ZeroDivisionError) as caught:
-            await consume()
-        assert caught.value is mine
-        assert mine.__cause__ is mine.__context__ is None
-        assert_nothing_left()
-        with suppress(StopIncompleteError):
-            taken += await outcomes_of(stopping)
-        # What is over is over, and the session lives on.
-        assert (await session.stop_running(2, range(1, 21))).complete
-    assert len(stopping.report) == 20
-    assert {outcome.task_id: outcome for outcome in taken}.items() <= dict(stopping.report).items()
-
-
-@pytest.mark.parametrize("first", [0, 1, 2, 3])
-@simulated()
-async def test_callers_that_wait_for_a_slot_may_be_cancelled_in_any_order(
-    api: ControlApiSimulator, first: int
-) -> None:
-    api.add_task(1)
-    params = {"project_id": 2, "task_ids": 1}
-    async with small(api, 1) as session:
-        with api.hold(STATUS):
-            callers = [asyncio.create_task(session.call(STATUS, params)) for _ in range(4)]
-            await api.wait_for_requests(1)
-            # At once, so that a slot is given back while those who wait are on their way out.
-            for caller in callers[first:] + callers[:first]:
-                caller.cancel()
-            await asyncio.wait(callers)
-            assert all(caller.cancelled() for caller in callers)
-            assert_nothing_left()
-        assert await session.call(STATUS, params)
-
-
-@simulated()
-async def test_a_caller_cancelled_as_it_gets_its_slot_gives_it_back(
-    api: ControlApiSimulator,
-) -> None:
-    api.add_task(1)
-    params = {"project_id": 2, "task_ids": 1}
-    async with small(api, 1) as session:
-
-        async def first() -> None:
-            await session.call(STATUS, params)
-            # In this very turn of the loop the slot has passed on to the second.
-            assert second.cancel()
-
-        gate = api.hold(STATUS, number=1)
-        one = asyncio.create_task(first())
-        await api.wait_until(lambda: gate.held == 1)
-        second = asyncio.create_task(session.call(STATUS, params))
-        await turns(1)
-        gate.release()
-        await one
-        with pytest.raises(asyncio.CancelledError):
-            await second
-        assert await session.call(STATUS, params)
-    assert api.counters.requests == 2
+# --- all at once ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
@@ -839,12 +726,14 @@ async def test_a_requests_time_limit_that_strikes_together_with_the_deadline(
 ) -> None:
     api.add_tasks(range(1, 11))
     gate = api.hold(method)
-    async with open_session(api, retry=SOON, request_timeout=1000) as session:
-        async with session.stopping(2, range(1, 11), timeout=2000) as stopping:
-            await api.wait_until(lambda: gate.held == 1)
-            skip(3000)  # both are over now, the request's first
-            with pytest.raises(StopIncompleteError) as caught:
-                await stopping.wait()
+    async with (
+        open_session(api, retry=SOON, request_timeout=1000) as session,
+        session.stopping(2, range(1, 11), timeout=2000) as stopping,
+    ):
+        await api.wait_until(lambda: gate.held == 1)
+        skip(3000)  # both are over now, the request's first
+        with pytest.raises(StopIncompleteError) as caught:
+            await stopping.wait()
     assert stopping.counts[result] == len(stopping.report.ids(result)) == 10
     assert any(isinstance(cause, TimeoutError) for cause in caught.value.exceptions)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,11 @@ from ctrlapi_async import (
     UndefinedMethodError,
     UserUnavailableError,
 )
-from ctrlapi_async.simulator import Body, Delay
+from ctrlapi_async.simulator import Body, Delay, Drop, HttpStatus
 from tests.support.clock import run
 from tests.support.simulated import (
     STATUS,
+    STOP,
     disconnected,
     open_session,
     simulated,
@@ -176,6 +178,22 @@ async def test_sessions_share_a_client_and_nothing_else(api: ControlApiSimulator
     assert stopped(api) == {1, 2, 3}
     assert {record.headers["X-Mine"] for record in api.log} == {"yes"}
     assert {record.headers["X-No"] for record in api.log} == {"0", "1", "2", "3"}
+
+
+@simulated()
+async def test_a_session_is_silent_unless_asked(
+    api: ControlApiSimulator, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a program that has not configured logging.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    api.add_tasks(range(10))
+    api.fault(HttpStatus(503), number=1)
+    api.fault(Drop(effect=True), method=STOP, number=1)
+    async with open_session(api) as session:
+        report = await session.stop_running(2, range(10))
+    assert report.complete
+    assert report.stats.retries
+    assert capfd.readouterr() == ("", "")
 
 
 @simulated()
@@ -336,9 +354,9 @@ async def test_nothing_but_our_errors_comes_of_any_answer(answer: bytes) -> None
     with AioResponses() as canned:
         canned.post(ENDPOINT, body=answer, repeat=True)
         async with ControlSession(HOST, 1, retry=ONCE) as session:
-            for name, method in METHODS.items():
+            for name in ("call", "task_status", "task_stop", "stop_running"):
                 try:
-                    await (method(session) if name != "stopping" else asyncio.sleep(0))
+                    await METHODS[name](session)
                 except StopIncompleteError as error:
                     assert list(error.report) == [66]  # noqa: PT017 - it may come or not
                 except CtrlApiError:

@@ -1,4 +1,4 @@
-"""Strikes before a chosen step of an event loop's tasks, and what is left of a client afterwards."""
+"""Strikes before a chosen step of a loop's tasks, and what is left of a client afterwards."""
 
 from __future__ import annotations
 
