@@ -41,8 +41,9 @@ class UnwrittenError(CommandError):
 
     status = Exit.UNWRITTEN
 
-    def __init__(self, error: OSError) -> None:
-        super().__init__(f"the report could not be written to standard output: {error.strerror}")
+    def __init__(self, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or error
+        super().__init__(f"the report could not be written to standard output: {reason}")
 
 
 class UsageError(CommandError):

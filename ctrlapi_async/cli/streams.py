@@ -113,7 +113,10 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=work, daemon=True).start()
+    try:
+        threading.Thread(target=work, daemon=True).start()
+    except RuntimeError:  # the system has no more threads: then everything else waits
+        work()
     return await future
 
 
@@ -129,7 +132,7 @@ class Output:
     """
 
     def __init__(self, stream: TextIO | None, *, may_drop: bool = False) -> None:
-        self.error: OSError | None = None
+        self.error: Exception | None = None
         self._stream = stream
         self._may_drop = may_drop
         self._waiting: list[str] = []
@@ -164,7 +167,7 @@ class Output:
                 text = "".join(self._waiting)
                 self._waiting.clear()
                 await in_thread(write, self._stream, text)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - a report must not be lost in silence
             self.error = error
             self._waiting.clear()
         finally:

@@ -136,6 +136,8 @@ class Pseudoterminal:
                 piece = os.read(self._ours, 65536)
             except OSError:  # nobody has the other side any more
                 return
+            if not piece:  # it was hung up
+                return
             with self._news:
                 shown += piece
                 self.raw = shown.decode(errors="replace").replace("\r\n", "\n")

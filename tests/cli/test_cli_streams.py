@@ -316,6 +316,16 @@ async def test_what_is_put_after_the_pipe_was_closed_is_dropped() -> None:
         await out.drain()
 
 
+def test_a_system_without_threads(
+    call: Call, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert call(world, "status", "1").results == {1: "Running"}
+
+
 async def test_a_thread_that_blocks_is_left_behind() -> None:
     reading, writing = os.pipe()
     loop = asyncio.get_running_loop()
