@@ -17,8 +17,9 @@ from ctrlapi_async.cli.options import (
     USUAL_REQUESTS,
     Duration,
     MessageOptions,
-    PartOfAll,
     RequestOptions,
+    RestartedShare,
+    RunningShare,
     Share,
     Time,
     WholeNumber,
@@ -59,17 +60,8 @@ def demo(
     tasks: Annotated[
         WholeNumber, Parameter(group=SIMULATION, help="How many tasks the simulated server has.")
     ] = 10_000,
-    running: Annotated[
-        PartOfAll, Parameter(group=SIMULATION, help="The share of the tasks that is running.")
-    ] = _RUNNING,
-    restarted: Annotated[
-        PartOfAll,
-        Share,
-        Parameter(
-            group=SIMULATION,
-            help="The share of the tasks that stalled and was restarted as other tasks.",
-        ),
-    ] = _RESTARTED,
+    running: RunningShare = _RUNNING,
+    restarted: RestartedShare = _RESTARTED,
     absent: Annotated[
         WholeNumber,
         Parameter(group=SIMULATION, help="How many of the ids asked for the server does not have."),

@@ -122,6 +122,17 @@ Count = Annotated[int, Parameter(converter=_read_count)]
 PartOfAll = Annotated[Share, Parameter(converter=_read_share)]
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
+RunningShare = Annotated[
+    PartOfAll, Parameter(group=SIMULATION, help="The share of the tasks that is running.")
+]
+RestartedShare = Annotated[
+    PartOfAll,
+    Parameter(
+        group=SIMULATION,
+        help="The share of the tasks that stalled and was restarted as other tasks.",
+    ),
+]
+
 CONNECT_TIMEOUT: Final = Duration(10)
 
 Format = Literal["table", "wide", "ndjson", "json", "ids"]

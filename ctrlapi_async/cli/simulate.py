@@ -18,6 +18,8 @@ from ctrlapi_async.cli.options import (
     Duration,
     MessageOptions,
     PartOfAll,
+    RestartedShare,
+    RunningShare,
     Share,
     Time,
     WholeNumber,
@@ -81,17 +83,8 @@ def simulate(
             "of the API documentation's examples, 63 to 67 in project 2.",
         ),
     ] = None,
-    running: Annotated[
-        PartOfAll, Parameter(group=SIMULATION, help="The share of the tasks that is running.")
-    ] = _HALF,
-    restarted: Annotated[
-        PartOfAll,
-        Share,
-        Parameter(
-            group=SIMULATION,
-            help="The share of the tasks that stalled and was restarted as other tasks.",
-        ),
-    ] = _NONE,
+    running: RunningShare = _HALF,
+    restarted: RestartedShare = _NONE,
     seed: Annotated[
         WholeNumber,
         Parameter(group=SIMULATION, help="Another number scatters the statuses in another way."),

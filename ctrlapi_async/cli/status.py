@@ -9,7 +9,6 @@ from cyclopts import Parameter
 
 from ctrlapi_async import TaskStatus
 from ctrlapi_async.cli.connection import connect
-from ctrlapi_async.cli.messages import exit_status, explain, warn_of_unknown
 from ctrlapi_async.cli.options import (
     NO_SERVER,
     NO_TASKS,
@@ -31,17 +30,14 @@ from ctrlapi_async.cli.options import (
 )
 from ctrlapi_async.cli.outcomes import STATUSES
 from ctrlapi_async.cli.process import run_command
-from ctrlapi_async.cli.running import RunOptions, TimeLimit, follow, new_view, start_run
+from ctrlapi_async.cli.running import RunOptions, follow, start_run
 from ctrlapi_async.cli.settings import find_settings
-from ctrlapi_async.cli.sources import check_usage, find_targets
+from ctrlapi_async.cli.sources import check_usage
+from ctrlapi_async.cli.task_command import TaskCommand
 from ctrlapi_async.cli.watching import Watch, is_active
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ctrlapi_async import ControlSession, StopOutcome
     from ctrlapi_async.cli.process import Process
-    from ctrlapi_async.cli.settings import Settings
 
 EXAMPLES: Final = """\
 Examples:
@@ -97,52 +93,31 @@ def status(
     refuse(every is not None and not every, "--watch needs some time between two looks")
     settings = find_settings(server, more.projects)
     check_usage(tasks, more, settings.projects)
-    wanted: frozenset[str] = frozenset(
-        only or ([TaskStatus.RUNNING] if output.format == "ids" else ())
-    )
+    running_only = output.format == "ids" and not only
+    wanted = frozenset([TaskStatus.RUNNING] if running_only else only)
     command = _Status(
-        tasks=tasks,
+        words=tasks,
         more=more,
         options=RunOptions(dry_run=True, follow_restarts=not no_restarts, timeout=requests.timeout),
         every=every,
         settings=settings,
         session=connect(settings, server, requests, messages),
         output=output,
-        wanted=wanted,
+        form=STATUSES,
+        keep=lambda outcome: not wanted or outcome.status in wanted,
     )
     return run_command(messages, command.run)
 
 
 @frozen(kw_only=True)
-class _Status:
-    """What the options of `status` come to."""
+class _Status(TaskCommand):
+    """The command `status`; `every` is the time between two looks, or None for a single one."""
 
-    tasks: Sequence[str]
-    more: TaskOptions
-    options: RunOptions
     every: float | None
-    settings: Settings
-    session: ControlSession
-    output: OutputOptions
-    wanted: frozenset[str]
-
-    def keeps(self, outcome: StopOutcome) -> bool:
-        """Return whether a task is shown."""
-        return not self.wanted or outcome.status in self.wanted
 
     async def run(self, process: Process) -> int:
         """Check the tasks, show their statuses, and return the exit status."""
-        limit = TimeLimit(self.options.timeout)
-        targets = await find_targets(
-            self.tasks,
-            self.more,
-            self.settings.projects,
-            timeout=limit.left(),
-            quiet=process.messages.quiet,
-        )
-        view = new_view(
-            process, self.output, STATUSES, self.keeps, with_project=targets.with_project
-        )
+        limit, targets, view = await self.prepare(process)
         async with self.session:
             if self.every is None:
                 options = evolve(self.options, timeout=limit.left())
@@ -161,9 +136,7 @@ class _Status:
         if self.every is None or view.format == "json":
             await view.finish(ending.report)
         await process.out.drain()
-        explain(process, ending, with_project=targets.with_project)
-        warn_of_unknown(process, ending.report.values())
         active = self.every is not None and any(map(is_active, ending.report.values()))
         if active and not ending.interrupted and not ending.errors:
             process.say("error", "some tasks are still running or in the queue")
-        return exit_status(process, ending, active_left=active)
+        return self.conclude(process, targets, ending, active_left=active)

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from ctrlapi_async import StopResult, TaskStatus
 from ctrlapi_async.cli.connection import connect
 from ctrlapi_async.cli.exits import CommandError, UsageError
-from ctrlapi_async.cli.messages import exit_status, explain, sentence, warn_of_unknown
+from ctrlapi_async.cli.messages import sentence
 from ctrlapi_async.cli.options import (
     NO_SERVER,
     NO_TASKS,
@@ -42,20 +42,19 @@ from ctrlapi_async.cli.running import (
     View,
     follow,
     group_by_project,
-    new_view,
     start_run,
 )
 from ctrlapi_async.cli.settings import find_settings
-from ctrlapi_async.cli.sources import Targets, check_usage, find_targets
+from ctrlapi_async.cli.sources import Targets, check_usage
 from ctrlapi_async.cli.streams import in_thread, is_terminal, read, stdin_number
+from ctrlapi_async.cli.task_command import TaskCommand
 from ctrlapi_async.cli.text import numbered, visible, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ctrlapi_async import ControlSession, StopOutcome, StopReport
+    from ctrlapi_async import StopOutcome, StopReport
     from ctrlapi_async.cli.process import Process
-    from ctrlapi_async.cli.settings import Settings
 
 EXAMPLES: Final = """\
 Examples:
@@ -153,7 +152,7 @@ def stop(
         )
     wanted = frozenset(only or (_STOPPED if output.format == "ids" else StopResult))
     command = _Stop(
-        tasks=tasks,
+        words=tasks,
         more=more,
         options=RunOptions(
             dry_run=dry_run,
@@ -166,48 +165,26 @@ def stop(
         settings=settings,
         session=connect(settings, server, requests, messages),
         output=output,
-        wanted=wanted,
+        form=STOPS,
+        keep=lambda outcome: outcome.result in wanted,
     )
     return run_command(messages, command.run)
 
 
 @frozen(kw_only=True)
-class _Stop:
-    """What the options of `stop` come to."""
+class _Stop(TaskCommand):
+    """The command `stop`; `asks` tells whether a person is asked first."""
 
-    tasks: Sequence[str]
-    more: TaskOptions
-    options: RunOptions
     asks: bool
-    settings: Settings
-    session: ControlSession
-    output: OutputOptions
-    wanted: frozenset[StopResult]
 
     async def run(self, process: Process) -> int:
         """Stop the tasks, show what became of them, and return the exit status."""
-        limit = TimeLimit(self.options.timeout)
-        targets = await find_targets(
-            self.tasks,
-            self.more,
-            self.settings.projects,
-            timeout=limit.left(),
-            quiet=process.messages.quiet,
-        )
-        view = new_view(
-            process,
-            self.output,
-            STOPS,
-            lambda outcome: outcome.result in self.wanted,
-            with_project=targets.with_project,
-        )
+        limit, targets, view = await self.prepare(process)
         async with self.session:
             carry_out = self._asked_first if self.asks else self._stopped
             ending = await carry_out(process, targets, limit, view)
         await view.finish(ending.report)
-        explain(process, ending, with_project=targets.with_project)
-        warn_of_unknown(process, ending.report.values())
-        return exit_status(process, ending)
+        return self.conclude(process, targets, ending)
 
     async def _asked_first(
         self, process: Process, targets: Targets, limit: TimeLimit, view: View

@@ -1,8 +1,12 @@
-"""Exit statuses, and what is said about errors: one sentence each, with what to do."""
+"""Exit statuses, and what is said about errors: one sentence each, with what to do.
+
+`usage.txt` holds what is typed wrong, and what is said about it.
+"""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +19,19 @@ from ctrlapi_async.cli.process import Process, run_command
 from ctrlapi_async.cli.running import Ending
 from ctrlapi_async.simulator import HttpStatus
 from tests.cli.support import Call, World
+
+FOLDER = Path(__file__).parent
+USAGE = (FOLDER / "usage.txt").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("typed", "said"), re.findall(r"(?m)^(\S.*?)(?: {2,})(\S.*)$", USAGE))
+def test_usage(call: Call, world: World, typed: str, said: str) -> None:
+    typed, said = (text.replace("@", str(FOLDER)) for text in (typed, said))
+    result = call(world, *typed.split())
+    assert result.err.startswith(f"error: {said}")
+    assert result.err.count("\n") == 1
+    assert (result.status, result.out, world.counters.requests) == (Exit.USAGE, "", 0)
+    assert "base_url" not in result.err
 
 
 def test_tasks_that_are_not_there_exit_1(call: Call, world: World) -> None:

@@ -540,7 +540,7 @@ class Gathering:
 
 
 @pytest.mark.parametrize(
-    ("world", "script", "stride"), [(three_projects, no_faults, 5), (two_projects, trouble, 16)]
+    ("world", "script", "stride"), [(three_projects, no_faults, 11), (two_projects, trouble, 29)]
 )
 @pytest.mark.parametrize("ending", VICTIMS)
 def test_gathered_callers_may_end_before_any_step(

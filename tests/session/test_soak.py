@@ -116,7 +116,7 @@ def test_soak(
             due = {n: last for n, last in due.items() if api.tasks[last].status == "Running"}
             api.fault_when = chance = Chance(api)
             random.Random(5).shuffle(ids)
-            # Requests that wait behind others that hang grow old through no fault of theirs.
+            # No time limit: waiting for slots behind requests that hang is no fault of a request.
             retry = RetryPolicy(attempts=12, wait_initial=0.01, wait_max=1, timeout=None)
             async with open_session(api, 400, retry=retry) as session:
                 report = await session.stop_running(2, ids)

@@ -26,6 +26,7 @@ from ctrlapi_async.simulator import (
     Delay,
     Drop,
     Fault,
+    Gate,
     Hang,
     SlowBody,
 )
@@ -91,7 +92,7 @@ async def test_one_request_can_be_held_alone(api: Served) -> None:
 
 
 def is_held(gate: Gate) -> bool:
-    return gate.held == 1
+    return bool(gate.held == 1)
 
 
 async def test_a_request_passes_one_gate_after_the_other(api: Served) -> None:
