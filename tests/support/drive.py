@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctrlapi_async import RetryPolicy, StopOutcome, TasksDeniedError
 from ctrlapi_async._bulk.jobs import listed_ids
+from ctrlapi_async._bulk.options import RunOptions
 from ctrlapi_async._bulk.plan import StopPlan
-from ctrlapi_async._bulk.reconcile import RunOptions
 from ctrlapi_async._errors import CtrlApiError
 from ctrlapi_async._models import ALL_ACTIVE
 from ctrlapi_async._protocol.rows import Row, Rows

@@ -31,8 +31,8 @@ from ctrlapi_async import (
     UserUnavailableError,
 )
 from ctrlapi_async._bulk.jobs import JobKind, listed_ids
-from ctrlapi_async._bulk.plan import StopPlan
 from ctrlapi_async._bulk.options import RunOptions
+from ctrlapi_async._bulk.plan import StopPlan
 from ctrlapi_async._errors import (
     AuthError,
     HtmlReplyError,
