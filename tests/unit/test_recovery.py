@@ -129,25 +129,6 @@ def test_a_wait_for_one_task_s_sake_ends_that_task_only() -> None:
 # --- slow down ------------------------------------------------------------------------------------
 
 
-def test_refusals_of_a_busy_server_spend_no_attempts_while_others_get_through() -> None:
-    refused = iter([http(429)] * 9)
-
-    def one_more_task() -> None:
-        task_id = drive.plan.store.total
-        if task_id < 30:
-            drive.server.add(2, task_id)
-            drive.plan.add_tasks(2, [task_id], drive.now)
-        if task_id == 29:
-            drive.plan.close_input(drive.now)
-
-    policy = RetryPolicy(attempts=3, wait_initial=1.0, timeout=30.0)
-    drive = Drive([0], chunk=1, policy=policy, streaming=True)
-    drive.fault = lambda request: next(refused, None) if request.ids == [0] else None
-    drive.on_time = one_more_task
-    drive.run()
-    assert drive.results() == {SENT}
-
-
 def test_refusals_that_nobody_gets_past_are_counted() -> None:
     drive = Drive(range(400), chunk=100, slots=4, policy=POLICY, fault=always(http(429))).run()
     assert drive.results() == {NOT_SENT}
