@@ -19,36 +19,46 @@ _TRIES: Final = 8
 
 _RESULT: Final = re.compile(rb'"result"\s*:\s*\[')
 _BETWEEN_ROWS: Final = re.compile(rb"\}\s*(,)\s*\{")
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_CLOSING: Final = {b"{": b"}", b"[": b"]"}
 _ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def pieces(body: bytes, size: int = PIECE) -> Iterator[bytes]:
     """Yield replies that together hold the rows of one reply to one call.
 
-    Whether a place is between two rows, and not inside of one, is told by what stands before it:
-    only then is that a JSON array.
+    Whether a comma is between two rows, and not inside of one, is told by what stands between the
+    cut before it and the comma: only then is that a JSON array.
 
     Args:
         body: The reply.
         size: Bytes of rows a piece.
 
     Yields:
-        Replies with the same envelope; just the whole one if it is small or cannot be divided.
+        Replies, of which the last holds what comes after the rows; just the whole one if it is
+        small or cannot be divided.
     """
     start = _RESULT.search(body, 0, size)
-    end = _end_of_rows(body, start.end(), size) if start and len(body) > 2 * size else None
-    if start is None or end is None:
+    if start is None:
         yield body
         return
-    head, tail = body[: start.end()], body[end:]
-    at = start.end()
-    while end - at > 2 * size:
-        cut = _cut(body, at, at + size)
-        if cut is None:
-            break
-        yield b"%b%b%b" % (head, body[at:cut], tail)
+    head, at = body[: start.end()], start.end()
+    closing = _closing(head)
+    while len(body) - at > 2 * size and (cut := _cut(body, at, at + size)) is not None:
+        yield b"%b%b%b" % (head, body[at:cut], closing)
         at = cut + 1
-    yield b"%b%b%b" % (head, body[at:end], tail)
+    yield head + body[at:]
+
+
+def _closing(head: bytes) -> bytes:
+    """Return the brackets that close what the beginning of a document has opened."""
+    closing: list[bytes] = []
+    for bracket in re.findall(rb"[\[\]{}]", _STRING.sub(b"", head)):
+        if bracket in _CLOSING:
+            closing.append(_CLOSING[bracket])
+        elif closing:
+            closing.pop()
+    return b"".join(reversed(closing))
 
 
 def _cut(body: bytes, start: int, near: int) -> int | None:
@@ -56,23 +66,6 @@ def _cut(body: bytes, start: int, near: int) -> int | None:
     for match in islice(_BETWEEN_ROWS.finditer(body, near), _TRIES):
         if _are_rows(body[start : match.start(1)]):
             return match.start(1)
-    return None
-
-
-def _end_of_rows(body: bytes, start: int, size: int) -> int | None:
-    """Return the place of the bracket that ends the rows, or None if it was not found."""
-    cut = _cut(body, start, start + size)
-    if cut is None:
-        return None
-    last = _BETWEEN_ROWS.finditer(body, max(cut, len(body) - size))
-    for row in islice(last, _TRIES):
-        end = len(body)
-        for _ in range(_TRIES):
-            end = body.rfind(b"]", row.end(), end)
-            if end < 0:
-                break
-            if _are_rows(body[row.start(1) + 1 : end]):
-                return end
     return None
 
 

@@ -71,6 +71,7 @@ class Rows:
 
     def extend(self, others: Rows) -> None:
         """Add the rows of another piece of the same result."""
+        self.words = others.words or self.words
         self.rows += others.rows
         self.unreadable += others.unreadable
         self.unreadable_tasks |= others.unreadable_tasks

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctrlapi_async import ReplyError
 from ctrlapi_async._bulk.chains import parts_of, read_statuses
 from ctrlapi_async._protocol.pieces import pieces
 from ctrlapi_async._protocol.replies import decode_rows
@@ -54,6 +55,28 @@ def test_a_large_reply_comes_in_pieces_of_the_size_asked_for() -> None:
     assert max(map(len, found)) < 2 * 4000 + 200
 
 
+def test_a_broken_end_is_in_the_last_piece() -> None:
+    body = b'{"reply": [{"result": [' + b'{"task_id": 1}, {"task_id": 2}, ' * 200 + b"!]}]}"
+    *sound, last = pieces(body, 100)
+    assert all(rows_in(piece) for piece in sound)
+    with pytest.raises(ReplyError):
+        rows_in(last)
+
+
+def test_what_comes_after_the_rows_is_in_the_last_piece() -> None:
+    rows = [{"task_id": n, "status": "Running"} for n in range(1000)]
+    whole: Rows | None = None
+    for piece in pieces(reply_of(rows, None, errors=["odd"]), 4000):
+        [answer] = decode_rows(piece, ["TaskStatus"], 7)
+        assert isinstance(answer, Rows)
+        if whole is None:
+            whole = answer
+        else:
+            whole.extend(answer)
+    assert whole is not None
+    assert (len(whole.rows), whole.words) == (1000, "odd")
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -61,7 +84,6 @@ def test_a_large_reply_comes_in_pieces_of_the_size_asked_for() -> None:
         b"<html>" + b"x" * 5000,
         b'{"reply": [{"result": ' + b"x" * 5000,
         b'{"reply": [{"result": [' + b'{"task_id": 1, "status": "Running"}, {' * 200,
-        b'{"reply": [{"result": [' + b'{"task_id": 1}, {"task_id": 2}, ' * 200 + b"!]}]}",
         json.dumps({"reply": [{"result": [[{"task_id": 1}, {"task_id": 2}]] * 100}]}).encode(),
         json.dumps({"reply": [{"result": [{"of": [{"a": 1}] * 30, "task_id": 1}]}] * 9}).encode(),
     ],
