@@ -55,6 +55,14 @@ def test_a_large_reply_comes_in_pieces_of_the_size_asked_for() -> None:
     assert max(map(len, found)) < 2 * 4000 + 200
 
 
+def test_members_before_the_rows_may_hold_brackets_too() -> None:
+    rows = b", ".join(b'{"task_id": %d, "status": "Running"}' % n for n in range(100))
+    body = b'{"x": [{"}": "]"}], "reply": [{"id": 7, "result": [' + rows + b"]}]}"
+    found = list(pieces(body, 200))
+    assert len(found) > 5
+    assert [row.task_id for piece in found for row in rows_in(piece)] == list(range(100))
+
+
 def test_a_broken_end_is_in_the_last_piece() -> None:
     body = b'{"reply": [{"result": [' + b'{"task_id": 1}, {"task_id": 2}, ' * 200 + b"!]}]}"
     *sound, last = pieces(body, 100)
