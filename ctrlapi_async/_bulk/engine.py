@@ -88,7 +88,6 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._cancelled: set[asyncio.Task[None]] = set()
         self._senders: set[_Sending] = set()
-        self._advancing = False
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -98,16 +97,10 @@ class Engine:
 
     def advance(self) -> None:
         """Send what is ready, set the timer, and report progress."""
-        if self._advancing:
-            return  # called by a sender that an eager task factory started in the loop below
-        self._advancing = True
-        try:
-            while len(self._senders) < self._limiter.slots and self._more_senders_wanted():
-                sending = _Sending()
-                self._senders.add(sending)
-                self.spawn(self._send_one(sending), partial(self._senders.discard, sending))
-        finally:
-            self._advancing = False
+        while len(self._senders) < self._limiter.slots and self._more_senders_wanted():
+            sending = _Sending()
+            self._senders.add(sending)
+            self.spawn(self._send_one(sending), partial(self._senders.discard, sending))
         if self._plan.done:
             self._stop()
         else:

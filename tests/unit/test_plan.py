@@ -1,0 +1,94 @@
+"""The plan over the model of the server: request counts, and chains that overtake each other."""
+
+from __future__ import annotations
+
+import pytest
+
+from ctrlapi_async import StopResult
+from ctrlapi_async._bulk.jobs import JobKind
+from ctrlapi_async._errors import RequestError
+from tests.support.drive import Drive
+from tests.support.oracle import STATUS, STOP, ModelServer
+
+SENT = StopResult.STOP_SENT
+
+
+@pytest.mark.parametrize(("count", "running", "chunk"), [(1, 1, 100), (100, 37, 10), (101, 101, 7)])
+def test_no_request_is_wasted(count: int, running: int, chunk: int) -> None:
+    server = ModelServer()
+    for n in range(count):
+        server.add(2, n, "Running" if n < running else "Completed")
+    drive = Drive(range(count), chunk=chunk, server=server, slots=4).run()
+    assert len(drive.sent(STATUS)) == -(-count // chunk)
+    assert len(drive.sent(STOP)) == -(-running // chunk)
+
+
+def chain(*, tasks: int = 2) -> tuple[ModelServer, list[int]]:
+    """Return a server with a chain of that many tasks, and their ids."""
+    server = ModelServer()
+    ids = [server.add(2, 64).task_id]
+    ids += [server.restart(64).task_id for _ in range(tasks - 1)]
+    return server, ids
+
+
+def stops_of(drive: Drive) -> list[int]:
+    return [task_id for request in drive.sent(STOP) for task_id in request.ids]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_checks_of_one_chain_that_are_in_flight_together_lead_to_one_stop(first: int) -> None:
+    server, ids = chain()
+    drive = Drive(ids, chunk=1, server=server, slots=2)
+    assert drive.send()
+    assert drive.send()
+    drive.answer(first)
+    drive.run()
+    assert stops_of(drive) == [ids[-1]]
+    assert {outcome.result for outcome in drive.outcomes.values()} == {SENT}
+    assert [drive.outcomes[n].restarted_as for n in ids] == [ids[-1], None]
+
+
+def test_a_stop_that_a_restart_has_outdated_goes_to_the_current_task() -> None:
+    server, ids = chain()
+    drive = Drive([*ids, 1], chunk=1, server=server, slots=2)
+    server.add(2, 1, "Completed")
+    assert drive.send()
+    assert drive.send()
+    drive.answer()  # the chain's stop is ready now
+    newest = server.restart(64).task_id
+    drive.answer()  # and this answer says that it would come too late
+    drive.run()
+    assert stops_of(drive) == [newest]
+    assert {drive.outcomes[n].restarted_as for n in ids} == {newest}
+
+
+def test_a_refused_stop_joins_the_chain_that_another_task_has_opened() -> None:
+    server = ModelServer()
+    server.add(2, 64)
+    drive = Drive([64], chunk=1, server=server, streaming=True)
+    assert drive.send()
+    drive.answer()
+    assert drive.send()  # the stop of 64
+    restarted = server.restart(64).task_id
+    drive.plan.add_tasks(2, [restarted], drive.now)
+    drive.plan.close_input(drive.now)
+    drive.slots = 2
+    assert drive.send()  # the check of what 64 was restarted as
+    drive.answer(1)
+    drive.answer(0)
+    drive.run()
+    assert stops_of(drive).count(restarted) == 1
+    assert drive.outcomes[64].restarted_as == restarted
+    assert {outcome.result for outcome in drive.outcomes.values()} == {SENT}
+
+
+def test_a_plan_that_is_done_takes_in_nothing_more() -> None:
+    drive = Drive([1, 2], chunk=1, slots=2)
+    assert drive.send()
+    drive.plan.abort(RequestError("the run was left"), drive.now)
+    counts = drive.plan.counts
+    drive.answer()
+    drive.plan.wake(drive.now)
+    assert drive.plan.next_job(None, drive.now) is None
+    assert drive.plan.counts == counts
+    assert drive.requests[0].kind is JobKind.CHECK
