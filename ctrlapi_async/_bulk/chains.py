@@ -258,8 +258,8 @@ def read_statuses(answer: Rows, asked: list[int] | None, *, follow: bool = True)
             current = task_id if chain is None else chain.current.task_id
             restarted_as = None if current == task_id else current
             statuses.setdefault((row.status, restarted_as), []).append(task_id)
-        elif row.error:
-            findings.refused.setdefault(row.error, []).append(task_id)
+        else:
+            findings.refused.setdefault(row.error or "", []).append(task_id)
     for (text, restarted_as), task_ids in statuses.items():
         _note(findings, text, task_ids, restarted_as)
     findings.chains = [chain for chain in chains.values() if chain.asked]

@@ -245,3 +245,13 @@ def test_an_unknown_status_is_warned_about_once(caplog: pytest.LogCaptureFixture
 
 def test_rows_by_task_keeps_one_row_a_task() -> None:
     assert rows_by_task([Row(1, "Stalled"), Row(1, "Completed")])[1].status == "Stalled"
+
+
+def test_a_restart_whose_first_task_is_left_out_is_known_all_the_same() -> None:
+    found = read_statuses(Rows([Row(1064, "Running", 64), Row(1, "Running")]), [1064, 1])
+    assert [(chain.initial_id, chain.asked) for chain in found.chains] == [(64, [1064])]
+
+
+def test_a_status_counts_as_one_however_it_is_spelled() -> None:
+    found = read_statuses(Rows([Row(1, "Running"), Row(2, "running")]), [1, 2])
+    assert list(found.plain.values()) == [[1, 2]]

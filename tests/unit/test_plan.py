@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from ctrlapi_async import StopResult
+from ctrlapi_async import HttpError, ReplyError, RequestError, RetryPolicy, StopResult
 from ctrlapi_async._bulk.jobs import JobKind
-from ctrlapi_async._errors import RequestError
+from ctrlapi_async._bulk.options import RunOptions
+from ctrlapi_async._bulk.plan import StopPlan
+from ctrlapi_async._protocol.rows import Row, Rows
 from tests.support.drive import Drive
 from tests.support.oracle import STATUS, STOP, ModelServer
 
@@ -89,6 +93,38 @@ def test_a_plan_that_is_done_takes_in_nothing_more() -> None:
     counts = drive.plan.counts
     drive.answer()
     drive.plan.wake(drive.now)
+    assert drive.plan.next_wakeup(drive.now) == math.inf
     assert drive.plan.next_job(None, drive.now) is None
     assert drive.plan.counts == counts
     assert drive.requests[0].kind is JobKind.CHECK
+
+
+def test_a_refused_stop_that_nothing_explains_is_unavailable() -> None:
+    server = ModelServer()
+    server.add(2, 1)
+    drive = Drive([1], server=server, policy=RetryPolicy(attempts=1))
+    drive.fault = lambda request: (
+        HttpError("HTTP 500", 500) if request.kind is JobKind.EXPLAIN else None
+    )
+    assert drive.send()
+    drive.answer()
+    server.tasks[1].status = "Completed"
+    drive.run()
+    assert drive.results() == {StopResult.UNAVAILABLE}
+    assert not drive.plan.errors
+
+
+def test_parts_of_a_listing_come_in_one_after_the_other() -> None:
+    plan = StopPlan(RunOptions(dry_run=True), RetryPolicy(), began=0.0, random=lambda: 0.5)
+    plan.add_all_active(2)
+    plan.close_input(0.0)
+    job = plan.next_job(None, 0.0)
+    assert job is not None
+    plan.receive_part(job, Rows([Row(1, "Running"), Row(2, "Scheduled")]), 0.0)
+    odd = ReplyError("no object", "$.reply[0].result[7]")
+    plan.receive(job, [Rows([Row(3, "Running")], unreadable=[odd])], 0.0)
+    assert plan.done
+    assert list(plan.snapshot()) == [1, 2, 3]
+    assert plan.errors == [odd]
+    plan.receive_part(job, Rows([Row(4, "Running")]), 0.0)
+    assert list(plan.snapshot()) == [1, 2, 3]
