@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from enum import Enum
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from attrs import field, frozen
 
@@ -165,7 +165,7 @@ class BulkRun:
         reader = StreamReader(
             source,
             batch=min(chunk, SLICE),
-            add=lambda task_ids: self._add_read(project_id, task_ids),
+            add=lambda task_ids: self._add_read(engine, project_id, task_ids),
             wait_for_room=lambda: self._wait_for_room(chunk),
             note=self._plan.note,
         )
@@ -184,13 +184,10 @@ class BulkRun:
     def _reading_is_over(self) -> bool:
         return self._plan.done or self._plan.fatal_error is not None
 
-    def _add_read(self, project_id: int, task_ids: list[int]) -> None:
-        if self.state is _State.ENDED:
-            return
-        now = asyncio.get_running_loop().time()
-        self._plan.add_tasks(project_id, task_ids, now)
-        if self._engine is not None:
-            self._engine.advance()
+    def _add_read(self, engine: Engine, project_id: int, task_ids: list[int]) -> None:
+        if self.state is not _State.ENDED:
+            self._plan.add_tasks(project_id, task_ids, engine.now)
+            engine.advance()
 
     async def _wait_for_room(self, chunk: int) -> None:
         window = chunk * self._context.batching.max_concurrency
@@ -201,8 +198,8 @@ class BulkRun:
     def _on_progress(self) -> None:
         self._changed.set()
         self._room.set()
-        if self._reading_is_over and self._reader is not None and self._engine is not None:
-            self._engine.cancel(self._reader)
+        if self._reading_is_over and self._reader is not None:
+            cast("Engine", self._engine).cancel(self._reader)
 
     def abort(self, error: Exception) -> None:
         """End the run now; a second time does nothing.
