@@ -255,3 +255,9 @@ def test_a_restart_whose_first_task_is_left_out_is_known_all_the_same() -> None:
 def test_a_status_counts_as_one_however_it_is_spelled() -> None:
     found = read_statuses(Rows([Row(1, "Running"), Row(2, "running")]), [1, 2])
     assert list(found.plain.values()) == [[1, 2]]
+
+
+def test_a_chain_that_nobody_asked_for_is_passed_over() -> None:
+    found = read_statuses(Rows([Row(1, "Running"), Row(1064, "Running", 64)]), [1])
+    assert list(found.plain.values()) == [[1]]
+    assert not found.chains

@@ -63,6 +63,14 @@ def test_members_before_the_rows_may_hold_brackets_too() -> None:
     assert [row.task_id for piece in found for row in rows_in(piece)] == list(range(100))
 
 
+def test_a_beginning_that_is_no_json_harms_nothing() -> None:
+    row = b'{"task_id": 1, "status": "Running"}'
+    body = b'}]{"reply": [{"result": [' + b", ".join([row] * 100) + b"]}]}"
+    for piece in pieces(body, 200):
+        with pytest.raises(ReplyError):
+            rows_in(piece)
+
+
 def test_a_broken_end_is_in_the_last_piece() -> None:
     body = b'{"reply": [{"result": [' + b'{"task_id": 1}, {"task_id": 2}, ' * 200 + b"!]}]}"
     *sound, last = pieces(body, 100)

@@ -122,9 +122,27 @@ def test_parts_of_a_listing_come_in_one_after_the_other() -> None:
     assert job is not None
     plan.receive_part(job, Rows([Row(1, "Running"), Row(2, "Scheduled")]), 0.0)
     odd = ReplyError("no object", "$.reply[0].result[7]")
-    plan.receive(job, [Rows([Row(3, "Running")], unreadable=[odd])], 0.0)
+    plan.receive(job, [Rows([Row(3, "Running"), Row(1, "Running")], unreadable=[odd])], 0.0)
     assert plan.done
     assert list(plan.snapshot()) == [1, 2, 3]
     assert plan.errors == [odd]
     plan.receive_part(job, Rows([Row(4, "Running")]), 0.0)
     assert list(plan.snapshot()) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("status", "stops"), [("Running", 1), ("Completed", 1)])
+def test_a_task_of_a_chain_that_is_asked_for_later_gets_what_is_due(
+    status: str, stops: int
+) -> None:
+    """Its chain's outcome if that was stopped, and else a stop of its own."""
+    server, ids = chain()
+    server.tasks[ids[-1]].status = status
+    drive = Drive([64], chunk=1, server=server, streaming=True)
+    while not drive.outcomes:
+        assert drive.step()
+    server.tasks[ids[-1]].status = "Running" if status == "Completed" else "Canceled"
+    drive.plan.add_tasks(2, [ids[-1]], drive.now)
+    drive.plan.close_input(drive.now)
+    drive.run()
+    assert stops_of(drive) == [ids[-1]] * stops
+    assert drive.outcomes[ids[-1]].result is SENT
