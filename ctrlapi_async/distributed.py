@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from ctrlapi_async._models import TaskIds
     from ctrlapi_async._session import ControlSession
 
+__all__ = ["ServersIncompleteError", "stop_running_on"]
+
 S = TypeVar("S", bound=Hashable)
 
 Projects = dict[int, list[int]]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable  # noqa: F401
 from typing import TYPE_CHECKING, Self
 
 from attrs import define, field, setters
 
 from ctrlapi_async.simulator._access import PATH
 from ctrlapi_async.simulator._front import Front
+
+# Types of arguments that it inherits: whoever reads annotations looks for them here.
+from ctrlapi_async.simulator._options import DeniedNames, Missing, SignatureRefusal  # noqa: F401
+from ctrlapi_async.simulator._rows import ChainForm, ErrorForm, RowForm  # noqa: F401
 from ctrlapi_async.simulator._task_control import TaskControl
 from ctrlapi_async.simulator._thread import ServerThread
 from ctrlapi_async.simulator._waiting import let_loop_turn
