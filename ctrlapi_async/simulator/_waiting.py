@@ -75,7 +75,11 @@ async def let_loop_turn() -> None:
 
 def _running_trio() -> Any:  # noqa: ANN401 - trio is no dependency
     trio: Any = sys.modules.get("trio")
-    return trio if trio is not None and trio.lowlevel.in_trio_task() else None
+    try:
+        trio.lowlevel.current_task()
+    except (AttributeError, RuntimeError):  # it is not imported, or does not run here
+        return None
+    return trio
 
 
 def _waiter() -> _Waiter:
