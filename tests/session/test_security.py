@@ -534,7 +534,8 @@ async def test_another_certificate_than_the_pinned_one_is_refused_at_once(
             await session.call("TaskStatus", {})
         with pytest.raises(StopIncompleteError):
             await session.stop_running(2, range(1, 11))
-    assert tls_api.counters.connections == 2
+    # One each, of which the server need not have noticed the last.
+    assert tls_api.counters.connections <= 2
     assert tls_api.counters.requests == 0
 
 
