@@ -627,8 +627,8 @@ async def test_tls_that_cannot_work_is_final(
 async def test_a_client_certificate_that_is_missing_under_tls_13(
     tls_server: Callable[..., TlsServer], authority: trustme.CA
 ) -> None:
-    # The handshake has succeeded when the alert comes. Older aiohttp may see the connection's end
-    # first, and then the next attempt sees the alert.
+    # The handshake has succeeded when the alert comes. Some versions of Python and aiohttp see the
+    # connection's end first, and perhaps every time: then that is all that anybody can tell.
     server = tls_server(verify_mode=ssl.CERT_REQUIRED, minimum_version=V13)
     async with transport(server.url, ssl=trusting(authority)) as sender:
         found = []
@@ -638,7 +638,7 @@ async def test_a_client_certificate_that_is_missing_under_tls_13(
             found.append(str(caught.value))
             if isinstance(caught.value, TlsError):
                 break
-    assert found[-1].endswith("the server wants a client certificate")
+    assert found[-1].endswith(("the server wants a client certificate", "Connection reset by peer"))
 
 
 async def test_tls_to_a_plain_port_is_final(authority: trustme.CA) -> None:
