@@ -81,7 +81,7 @@ class Redactor:
         return text
 
     def finds(self, text: str) -> bool:
-        """Tell whether a text holds a secret."""
+        """Return whether a text holds a secret."""
         return self._may_hold_secrets(text) and self._pattern.search(text) is not None
 
     def _may_hold_secrets(self, text: str) -> bool:

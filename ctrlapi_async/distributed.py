@@ -354,7 +354,7 @@ async def _submit(
 
 @asynccontextmanager
 async def _events(client: Client, name: str) -> AsyncIterator[Event]:
-    """Tell the scheduler that a shard is wanted, and yield the event that tells that it began."""
+    """Mark a shard as wanted on the scheduler, and yield the event that says that it began."""
     wanted, begun = Event(f"{name}-wanted", client), Event(f"{name}-begun", client)
     await wanted.set()
     try:

@@ -56,7 +56,7 @@ class _Batch:
             caller.set_result(outcome)
 
     def answer_rest(self, error: BaseException | None) -> None:
-        """Tell whoever still waits that there is no answer, and what is known of the task."""
+        """End the waiting of all other callers with an error that tells what is known."""
         report = StopReport() if self.run is None else self.run.report
         for task_id, (project_id, _) in self.tasks.items():
             for caller in self._waiting_for(task_id):

@@ -77,7 +77,7 @@ class OutcomeStore:
         self.verdicts.update(zip(task_ids, repeat(verdict)))
 
     def settle(self, task_ids: list[int], verdict: Verdict) -> None:
-        """Give tasks their final verdict and announce it."""
+        """Set the final verdict of tasks and announce it."""
         if not task_ids:
             return
         self._settled[verdict.result] += len(task_ids)
@@ -203,7 +203,7 @@ class Outcomes:
     def settle_asked(
         self, project_id: int, task_ids: list[int], result: StopResult, error: str
     ) -> None:
-        """Give tasks a final outcome that were not checked yet: each stands for itself."""
+        """Settle tasks that were not checked yet: each stands for itself."""
         self.store.settle(task_ids, self._verdict(project_id, result, None, error))
 
     def settle(  # noqa: PLR0917 - as for `StopOutcome`
@@ -215,7 +215,7 @@ class Outcomes:
         error: str | None = None,
         restarted_as: int | None = None,
     ) -> None:
-        """Give tasks their final outcome; arguments as for `StopOutcome`."""
+        """Set the final outcome of tasks; arguments as for `StopOutcome`."""
         table = self.chains(project_id)
         plain, chains = table.split(task_ids)
         if plain:
@@ -229,7 +229,7 @@ class Outcomes:
     def settle_known(
         self, project_id: int, task_ids: list[int], result: StopResult | None, error: str | None
     ) -> None:
-        """Give tasks a final outcome with the status that they were last seen with.
+        """Settle tasks with the status that they were last seen with.
 
         Args:
             project_id: Their project.
@@ -254,7 +254,7 @@ class Outcomes:
             )
 
     def join_closed(self, chain: Chain, task_ids: list[int]) -> None:
-        """Give tasks the outcome of their chain."""
+        """Settle tasks with the outcome of their chain."""
         verdict = cast("Verdict", chain.verdict)
         for group, restarted_as in _by_restart(chain.target, task_ids):
             self.store.settle(group, verdict.of_restart(restarted_as))

@@ -217,7 +217,7 @@ class Recovery:
         return impossible_wait(error, now, min(self._last_moment(job, now), self._deadline))
 
     def _give_up_waiting(self, job: Job, refusal: CtrlApiError) -> None:
-        """Give up a job that may not wait as long as it should; all, if all should wait."""
+        """End a job that may not wait as long as it should; the run, if the server is busy."""
         if Trait.SLOW_DOWN in traits_of(refusal):
             self._end_run(job, refusal)
         else:

@@ -165,6 +165,6 @@ class Task:
             self.stop_at = now + delay
 
     def set_timeline(self, timeline: Timeline) -> None:
-        """Give the task other statuses and forget a stop that was accepted."""
+        """Set other statuses for the task and forget a stop that was accepted."""
         self.timeline = timeline
         self.stop_at = None
