@@ -31,9 +31,11 @@ settings.register_profile(
 settings.register_profile("thorough", settings.get_profile("quick"), max_examples=1000)
 settings.load_profile(os.environ.get("CTRLAPI_HYPOTHESIS", "quick"))
 
-# A job in a script's background begins with Ctrl-C ignored, and so would the processes that tests
-# start and interrupt.
+# A job in a script's background begins with Ctrl-C ignored, one under nohup with SIGHUP, and so
+# would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 if "stream_writer" in inspect.signature(ClientResponse.__init__).parameters:
