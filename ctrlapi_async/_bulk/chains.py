@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from ctrlapi_async._protocol.replies import Row, Rows
     from ctrlapi_async._reports import Verdict
 
-_LIVENESS: Final[Mapping[object, int]] = {
-    TaskStatus.RUNNING: 2,
-    TaskStatus.SCHEDULED: 1,
-    TaskStatus.EXPLORE: 1,
+_LIVENESS: Final[Mapping[str | None, int]] = {
+    TaskStatus.RUNNING.value: 2,
+    TaskStatus.SCHEDULED.value: 1,
+    TaskStatus.EXPLORE.value: 1,
 }
 """How much a task is alive, by its status; 0 for all others."""
 
@@ -134,16 +134,16 @@ class ChainTable:
         self._keep = keep
         self._by_initial: dict[int, Chain] = {}
         self._open: dict[int, Chain] = {}
+        self._news: set[int] = set()
+        """Tasks that may be in a queue although their chain goes on with another one."""
 
     def find(self, initial_id: int, target: int) -> Chain | None:
         """Return the open chain with this target, else the chain with this first task."""
         return self._open.get(target) or self._by_initial.get(initial_id)
 
-    def among(self, task_ids: list[int]) -> list[tuple[int, Chain]]:
-        """Return those tasks that `find` finds a chain for as target or first task, with it."""
-        if not self._by_initial:
-            return []
-        known = (self._open.keys() & task_ids) | (self._by_initial.keys() & task_ids)
+    def with_news(self, task_ids: list[int]) -> list[tuple[int, Chain]]:
+        """Return those tasks whose chain may go on with another one, and the chain."""
+        known = self._news.intersection(task_ids) if self._news else ()
         return [(n, self._open.get(n) or self._by_initial[n]) for n in sorted(known)]
 
     def by_target(self, task_id: int) -> Chain | None:
@@ -168,12 +168,19 @@ class ChainTable:
         plain, chains = self.split(task_ids)
         return plain + [task_id for chain in chains for task_id in chain.asked]
 
-    def open(self, initial_id: int, current: Row, asked: list[int]) -> Chain:
-        """Return a new chain in place of any closed one."""
-        chain = Chain(initial_id, current.task_id, asked, current)
+    def open(self, initial_id: int, current: Row, asked: int) -> Chain:
+        """Return a new chain, in place of any closed one, of which a task was asked for."""
+        chain = Chain(initial_id, current.task_id, [asked], current)
         self._by_initial[initial_id] = chain
         self._open[chain.target] = chain
+        if asked != initial_id:
+            self._news.add(initial_id)
         return chain
+
+    def note(self, chain: Chain, current: Row) -> None:
+        """Note the latest row of a chain that is dealt with elsewhere."""
+        chain.current = current
+        self._news |= {chain.initial_id, chain.target}
 
     def retarget(self, chain: Chain, current: Row) -> Chain | None:
         """Let a chain go on with its current task; return None if another chain does already."""

@@ -221,9 +221,11 @@ class Outcomes:
         if plain:
             verdict = self._verdict(project_id, result, status, error, restarted_as)
             self.store.settle(plain, verdict)
+        if chains:
+            verdict = self._verdict(project_id, result, status, error)
         for chain in chains:
             asked = chain.asked
-            table.close(chain, self._verdict(project_id, result, status, error))
+            table.close(chain, verdict)
             self.join_closed(chain, asked)
 
     def settle_known(
@@ -330,7 +332,8 @@ class OpenTasks(NamedTuple):
 
 def _by_restart(target: int, task_ids: list[int]) -> Iterator[tuple[list[int], int | None]]:
     """Divide tasks of a chain into the current one and those that were restarted as it."""
-    if others := [task_id for task_id in task_ids if task_id != target]:
+    others = [task_id for task_id in task_ids if task_id != target]
+    if others:
         yield others, target
-    if target in task_ids:
+    if len(others) < len(task_ids):
         yield [target], None

@@ -45,37 +45,52 @@ class RestartFollower:
             The tasks by status, and by whether they are placed as checked for the first time.
         """
         groups: dict[tuple[TaskStatus | str, bool], list[int]] = {}
+        members = [n for finding in found.chains for n in (*finding.asked, *finding.rows)]
+        unchecked = set(self._outcomes.unchecked(visit.project_id, members))
         for finding in found.chains:
             current = finding.current
             status = status_of(current)
             for task_id in finding.asked:
-                chain = self._chain_of(visit, finding, current, task_id)
+                chain = self._chain_of(visit, finding, current, task_id, unchecked)
                 if chain is not None:
                     as_check = self._is_new(visit, chain, task_id, status)
                     groups.setdefault((status, as_check), []).append(chain.target)
         return groups
 
     def _chain_of(
-        self, visit: Visit, finding: ChainFinding, current: Row, task_id: int
+        self,
+        visit: Visit,
+        finding: ChainFinding,
+        current: Row,
+        task_id: int,
+        unchecked: set[int],
     ) -> Chain | None:
-        """Return the chain that a task stands for; None if it is dealt with elsewhere."""
+        """Return the chain that a task stands for; None if it is dealt with elsewhere.
+
+        Args:
+            visit: What was asked.
+            finding: What the reply says of the chain.
+            current: The row of its current task.
+            task_id: A task of it that was asked about.
+            unchecked: Tasks of which nothing was known before; those that join a chain leave it.
+        """
         initial_id, project_id = finding.initial_id, visit.project_id
         table = self._outcomes.chains(project_id)
-        chain = table.by_target(task_id)
-        unchecked = self._outcomes.unchecked(project_id, [task_id, *finding.rows])
         if visit.kind is JobKind.CHECK and task_id not in unchecked:
             # Another task of the chain has brought it here. Only the latest news are new.
             if (known := table.find(initial_id, current.task_id)) is not None:
-                known.current = current
+                table.note(known, current)
             return None
+        unchecked.discard(task_id)
+        chain = table.by_target(task_id)
         if chain is None:
             chain = self._join(project_id, initial_id, current, task_id)
         elif chain.target in finding.rows:
             chain = table.retarget(chain, current)
         if chain is not None:
-            for other in unchecked:
-                if other != task_id:
-                    self._outcomes.overtake(project_id, chain, other)
+            for other in finding.rows.keys() & unchecked:
+                unchecked.discard(other)
+                self._outcomes.overtake(project_id, chain, other)
         return chain
 
     def _is_new(self, visit: Visit, chain: Chain, task_id: int, status: TaskStatus | str) -> bool:
@@ -95,15 +110,15 @@ class RestartFollower:
         table = self._outcomes.chains(project_id)
         known = table.find(initial_id, current.task_id)
         if known is None:
-            return table.open(initial_id, current, [task_id])
+            return table.open(initial_id, current, task_id)
         if known.verdict is None:
-            known.current = current
+            table.note(known, current)
             self._outcomes.join(known, task_id)
             return None
         if known.target == current.task_id and known.verdict.result in _WITH_STOP:
             self._outcomes.join_closed(known, [task_id])
             return None
-        return table.open(initial_id, current, [task_id])
+        return table.open(initial_id, current, task_id)
 
     def still_current(self, call: TaskCall, now: float, *, sent: bool) -> TaskCall:
         """Return the part of a stop that is not outdated; the chains of the rest go on.
@@ -117,7 +132,7 @@ class RestartFollower:
         table = self._outcomes.chains(project_id)
         outdated = {
             task_id: chain
-            for task_id, chain in table.among(task_ids)
+            for task_id, chain in table.with_news(task_ids)
             if chain.current.task_id != task_id
             or not (sent or status_of(chain.current) is TaskStatus.RUNNING)
         }

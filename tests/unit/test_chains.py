@@ -160,7 +160,7 @@ def chained(*, collect: bool = True) -> tuple[Outcomes, ChainTable]:
     outcomes = Outcomes(collect=collect)
     assert outcomes.admit(2, [1, 64, 65, 1]) == [1, 64, 65]
     table = outcomes.chains(2)
-    chain = table.open(64, Row(1064, "Running", 64), [64])
+    chain = table.open(64, Row(1064, "Running", 64), 64)
     outcomes.mark(2, [1064], StopResult.NOT_SENT, RUNNING)
     outcomes.join(chain, 65)
     return outcomes, table
@@ -195,7 +195,7 @@ def test_the_tasks_of_a_chain_share_what_is_known_and_its_outcome() -> None:
 def test_two_chains_that_turn_out_to_be_one_go_on_as_one() -> None:
     outcomes, table = chained()
     outcomes.admit(2, [70])
-    other = table.open(70, Row(1070, "Running", 70), [70])
+    other = table.open(70, Row(1070, "Running", 70), 70)
     assert table.retarget(other, Row(1064, "Running", 70)) is None
     assert outcomes.asked(2, [1064]) == [64, 65, 70]
     assert table.find(70, 1070) is table.by_target(1064)
@@ -205,9 +205,9 @@ def test_two_chains_that_turn_out_to_be_one_go_on_as_one() -> None:
 def test_closed_chains_are_remembered_and_without_a_report_only_so_many(collect: bool) -> None:
     table = ChainTable(None if collect else 3)
     verdict = next(iter(chained()[0].store.verdicts.values()))
-    table.open(0, Row(1000, "Running", 0), [0])
+    table.open(0, Row(1000, "Running", 0), 0)
     for first in range(1, 9):
-        table.close(table.open(first, Row(1000 + first, "Running", first), [first]), verdict)
+        table.close(table.open(first, Row(1000 + first, "Running", first), first), verdict)
     kept = [first for first in range(9) if table.find(first, -1) is not None]
     assert kept == (list(range(9)) if collect else [0, 6, 7, 8])
     assert CHAINS_KEPT >= 1000
