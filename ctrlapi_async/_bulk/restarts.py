@@ -85,7 +85,7 @@ class RestartFollower:
         chain = table.by_target(task_id)
         if chain is None:
             chain = self._join(project_id, initial_id, current, task_id)
-        elif chain.target in finding.rows:
+        else:
             chain = table.retarget(chain, current)
         if chain is not None:
             for other in finding.rows.keys() & unchecked:

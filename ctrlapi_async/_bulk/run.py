@@ -207,9 +207,9 @@ class BulkRun:
         Args:
             error: Why; kept if it leaves a task without an answer.
         """
-        if self._engine is not None:
-            self._plan.abort(error, self._engine.now)
-            self._engine.advance()
+        engine = cast("Engine", self._engine)
+        self._plan.abort(error, engine.now)
+        engine.advance()
 
     async def finish(self) -> None:
         """End the run if it goes on, and wait until nothing of it is left."""

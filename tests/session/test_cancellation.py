@@ -379,7 +379,7 @@ async def assert_every_slot_is_free(session: ControlSession, api: ControlApiSimu
 @pytest.mark.parametrize(
     ("ending", "first", "stride"),
     # Time limits begin in the consumer's first step.
-    [("cancel", 0, 1), ("timeout", 1, 5), ("close", 0, 5), ("deadline", 1, 5)],
+    [("cancel", 0, 2), ("timeout", 1, 9), ("close", 0, 9), ("deadline", 1, 9)],
 )
 def test_a_run_may_end_before_any_step(
     ending: str, first: int, stride: int, scenario: Scenario

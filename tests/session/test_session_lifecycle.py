@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 from aioresponses import aioresponses as AioResponses  # noqa: N812 - it is a class
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
@@ -349,6 +349,7 @@ async def test_task_status_tells_of_a_denied_task_and_raises_the_plain_error(
     assert report[67] == TaskState(67, None, "access denied to tasks [67]")
 
 
+@settings(max_examples=20)
 @given(any_json.map(to_bytes) | st.binary())
 async def test_nothing_but_our_errors_comes_of_any_answer(answer: bytes) -> None:
     with AioResponses() as canned:

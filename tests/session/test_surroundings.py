@@ -365,6 +365,7 @@ class StubbornSource:
                 if self.swallows < 0:
                     raise
             else:
+                yield 2  # for nobody any more
                 return
 
 

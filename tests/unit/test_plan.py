@@ -66,6 +66,44 @@ def test_a_stop_that_a_restart_has_outdated_goes_to_the_current_task() -> None:
     assert {drive.outcomes[n].restarted_as for n in ids} == {newest}
 
 
+def test_the_check_of_a_task_whose_chain_is_settled_and_forgotten_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ctrlapi_async._bulk.outcomes.CHAINS_KEPT", 0)
+    server, ids = chain()
+    server.tasks[ids[-1]].status = "Completed"
+    drive = Drive(ids, chunk=1, server=server, slots=2, collect=False)
+    assert drive.send()
+    assert drive.send()
+    drive.run()
+    assert drive.results(ids) == {StopResult.NOT_RUNNING}
+    assert drive.plan.counts[StopResult.NOT_RUNNING] == 2
+
+
+def test_a_restart_whose_own_row_is_missing_is_followed() -> None:
+    plan = StopPlan(RunOptions(wait_stopped=9.0), RetryPolicy(), began=0.0, random=lambda: 0.5)
+    plan.add_tasks(2, [64], 0.0)
+    plan.close_input(0.0)
+    replies = [
+        Rows([Row(64, "Stalled", 64), Row(1064, "Running", 64)]),
+        Rows([Row(1064, "Stop request was sent")]),
+        Rows([Row(2064, "Running", 1064)]),  # this server names the task before, not the first
+        Rows([Row(2064, "Stop request was sent")]),
+        Rows([Row(2064, "Canceled", 1064)]),
+    ]
+    now, asked = 0.0, []
+    for reply in replies:
+        while (job := plan.next_job(None, now)) is None:
+            now = plan.next_wakeup(now)
+            plan.wake(now)
+        asked += [call.task_ids for call in job.calls]
+        plan.receive(job, [reply], now)
+    assert plan.done
+    assert asked == [[64], [1064], [1064], [2064], [2064]]
+    assert plan.snapshot()[64].restarted_as == 2064
+    assert plan.snapshot()[64].result is SENT
+
+
 def test_a_refused_stop_joins_the_chain_that_another_task_has_opened() -> None:
     server = ModelServer()
     server.add(2, 64)
