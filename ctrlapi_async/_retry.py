@@ -78,4 +78,5 @@ def log_repeat(method: str, tasks: int, error: Exception, attempt: int, pause: f
         attempt,
         pause,
         error,
+        extra={"attempt": attempt},
     )

@@ -59,6 +59,7 @@ class Job:
         due: When it is queued again, in seconds, if it is backing off.
         attempt: How often it was sent.
         stop: The stop that is being verified, with its own repeats and failures.
+        fault: What it met when it was last sent; None before that.
         first_fault_at: When it first failed, in seconds.
         successes_seen: How many requests of the run had succeeded when it last failed.
         successes_at_first: How many had succeeded when it first failed.
@@ -74,6 +75,7 @@ class Job:
     due: float = 0.0
     attempt: int = 0
     stop: Job | None = None
+    fault: CtrlApiError | None = None
     first_fault_at: float | None = None
     successes_seen: int = 0
     successes_at_first: int = 0
@@ -86,6 +88,13 @@ class Job:
     def size(self) -> int:
         """How many task ids it carries; `"*"` counts as one."""
         return sum(len(call) for call in map(listed_ids, self.calls)) or 1
+
+    @property
+    def cause(self) -> CtrlApiError | None:
+        """Why its tasks will have no answer if the run ends now, apart from that; or None."""
+        if self.lost is None and self.kind in (JobKind.CHECK, JobKind.STOP):
+            return self.fault
+        return self.lost
 
     @property
     def wire_calls(self) -> list[TaskCall]:
@@ -101,7 +110,7 @@ class Job:
 
     def renewed(self, calls: list[TaskCall]) -> Job:
         """Return a queued job for some of the calls, without history: it was answered."""
-        return evolve(self.part(calls), attempt=0, first_fault_at=None)
+        return evolve(self.part(calls), attempt=0, fault=None, first_fault_at=None)
 
     def halves(self) -> tuple[Job, Job]:
         """Return two jobs with half of the tasks each; there must be two or more."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from ctrlapi_async._bulk.jobs import JobKind, JobState, listed_ids
 from ctrlapi_async._bulk.outcomes import OpenTasks
-from ctrlapi_async._errors import text_of
+from ctrlapi_async._errors import bounded, text_of
 from ctrlapi_async._models import UNANSWERED, StopResult
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ctrlapi_async._bulk.outcomes import Outcomes
     from ctrlapi_async._bulk.schedule import Schedule
+    from ctrlapi_async._errors import CtrlApiError
 
 _RESULT_OF_JOB: Final = {
     JobKind.STOP: StopResult.NOT_SENT,
@@ -25,14 +26,23 @@ _RESULT_OF_JOB: Final = {
 """The result of a job's tasks, were the run to end now."""
 
 
-def unchecked_tasks(schedule: Schedule, outcomes: Outcomes) -> Iterator[tuple[int, list[int]]]:
-    """Yield all tasks of which nothing is known yet, by project."""
-    calls = [*schedule.unchecked, *schedule.doubtful]
-    for job in schedule.jobs:
-        if job.kind is JobKind.CHECK:
-            calls += ((call.project_id, listed_ids(call)) for call in job.calls)
-    for project_id, task_ids in calls:
-        yield project_id, outcomes.still_to_check(project_id, task_ids)
+def unchecked_tasks(schedule: Schedule, outcomes: Outcomes) -> Iterator[OpenTasks]:
+    """Yield all tasks of which nothing is known yet."""
+    waiting: list[tuple[int, list[int], CtrlApiError | None]] = [
+        (project_id, task_ids, None)
+        for queue in (schedule.unchecked, schedule.doubtful)
+        for project_id, task_ids in queue
+    ]
+    waiting += [
+        (call.project_id, listed_ids(call), job.cause)
+        for job in schedule.jobs
+        if job.kind is JobKind.CHECK
+        for call in job.calls
+    ]
+    for project_id, task_ids, cause in waiting:
+        unchecked = outcomes.still_to_check(project_id, task_ids)
+        error = None if cause is None else text_of(cause)
+        yield OpenTasks(project_id, unchecked, StopResult.NOT_SENT, error)
 
 
 def open_tasks(schedule: Schedule) -> Iterator[OpenTasks]:
@@ -50,11 +60,12 @@ def open_tasks(schedule: Schedule) -> Iterator[OpenTasks]:
     for job in schedule.jobs:
         if job.kind is JobKind.CHECK:
             continue
-        result, error = _RESULT_OF_JOB[job.kind], None
+        result = _RESULT_OF_JOB[job.kind]
+        error = None if job.cause is None else text_of(job.cause)
         if job.lost is not None:
-            result, error = StopResult.UNCONFIRMED, text_of(job.lost)
-        elif job.kind is JobKind.STOP and job.state is JobState.IN_FLIGHT:
             result = StopResult.UNCONFIRMED
+        elif job.kind is JobKind.STOP and job.state is JobState.IN_FLIGHT:
+            result, error = StopResult.UNCONFIRMED, None
         for call in job.calls:
             yield OpenTasks(call.project_id, listed_ids(call), result, error)
 
@@ -67,10 +78,14 @@ def settle_open(schedule: Schedule, outcomes: Outcomes, why_ended: Callable[[int
         outcomes: Where they are settled.
         why_ended: Returns why nothing more is asked about a project's tasks.
     """
-    for project_id, task_ids in list(unchecked_tasks(schedule, outcomes)):
-        outcomes.settle_asked(project_id, task_ids, StopResult.NOT_SENT, why_ended(project_id))
+
+    def why(project_id: int, error: str | None) -> str:
+        return bounded("; ".join(dict.fromkeys(filter(None, (error, why_ended(project_id))))))
+
+    for project_id, task_ids, result, error in list(unchecked_tasks(schedule, outcomes)):
+        outcomes.settle_asked(project_id, task_ids, result, why(project_id, error))
     for project_id, task_ids, result, error in list(open_tasks(schedule)):
         # Nobody knows that a stopped task has ended.
         final = StopResult.STILL_RUNNING if result is StopResult.STOP_SENT else result
-        text = (error or why_ended(project_id)) if final in UNANSWERED else None
+        text = why(project_id, error) if final in UNANSWERED else None
         outcomes.settle_known(project_id, task_ids, final, text)

@@ -203,7 +203,8 @@ class StopPlan:
         if self.done:
             return
         if now >= self._deadline:
-            self.abort(DeadlineError(f"the run's {self._options.timeout:g} s are over"), now)
+            seconds = float(f"{self._options.timeout:.3g}")  # callers may have calculated it
+            self.abort(DeadlineError(f"the run's {seconds:g} s are over"), now)
             return
         self._schedule.wake(now)
         self._waiting.wake(now)
@@ -251,8 +252,8 @@ class StopPlan:
         """Settle every task that has no final outcome yet."""
         listing = self.listing
         for job in self._schedule.jobs:
-            if job.lost is not None:
-                self.note(job.lost)
+            if job.cause is not None:
+                self.note(job.cause)
         if error is not None:
             dead = self._recovery.dead_projects
             settle_open(self._schedule, self._outcomes, lambda of: text_of(dead.get(of, error)))

@@ -83,6 +83,7 @@ class Recovery:
             now: The time in seconds.
             proven: Methods that have had a good answer in this session.
         """
+        job.fault = error
         self._count_failure(job, error, now)
         method = job.kind.method
         action = decide(

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ctrlapi_async.cli.options import MessageOptions
+
+
+_SILENT_ATTEMPTS: Final = 2
+"""Attempts of one request of which only -v tells."""
 
 
 class Process:
@@ -61,13 +65,22 @@ class Process:
 
 
 class _LogHandler(logging.Handler):
+    """Writes the package's log to standard error, or only that requests keep failing."""
+
     def __init__(self, process: Process) -> None:
         super().__init__()
         self._process = process
+        self._told = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record as a line."""
-        self._process.say(record.levelname.lower(), self.format(record))
+        """Write a record as a line, or pass it over."""
+        messages = self._process.messages
+        if messages.verbose or messages.debug:
+            self._process.say(record.levelname.lower(), self.format(record))
+        elif not self._told and getattr(record, "attempt", 0) > _SILENT_ATTEMPTS:
+            # Whoever waits before a progress bar that does not move wants to know why.
+            self._told = True
+            self._process.note(f"{self.format(record)} (-v shows every attempt)", "warning")
 
 
 def run_command(
@@ -138,12 +151,12 @@ def _signals_cancel(process: Process) -> Iterator[None]:
 
 @contextmanager
 def _logging_to(process: Process) -> Iterator[None]:
-    """Write the package's log to standard error if that is wanted; without this, to nowhere."""
+    """Write as much of the package's log to standard error as is wanted."""
     messages = process.messages
     logger = logging.getLogger("ctrlapi_async")
     handler, level, propagate = _LogHandler(process), logger.level, logger.propagate
     logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if messages.verbose or messages.debug else logging.CRITICAL)
+    logger.setLevel(logging.DEBUG if messages.verbose or messages.debug else logging.INFO)
     logger.propagate = False
     try:
         yield

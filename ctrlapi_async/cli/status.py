@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from attrs import evolve, frozen
 from cyclopts import Parameter
 
-from ctrlapi_async import TaskStatus
+from ctrlapi_async import TaskStatus  # noqa: TC001 - the annotations are read when the command runs
 from ctrlapi_async.cli.connection import connect
 from ctrlapi_async.cli.options import (
     NO_SERVER,
@@ -93,8 +93,7 @@ def status(
     refuse(every is not None and not every, "--watch needs some time between two looks")
     settings = find_settings(server, more.projects)
     check_usage(tasks, more, settings.projects)
-    running_only = output.format == "ids" and not only
-    wanted = frozenset([TaskStatus.RUNNING] if running_only else only)
+    wanted = frozenset(only)
     command = _Status(
         words=tasks,
         more=more,

@@ -129,7 +129,8 @@ def stop(
             negative="",
             show_default=False,
             name_transform=same_word,
-            help="Show only tasks with this outcome. Can be given several times.",
+            help="Show only tasks with this outcome. Can be given several times. With -o ids, if "
+            "this is not given: tasks that were stopped, or would be.",
         ),
     ] = (),
     messages: MessageOptions = USUAL_MESSAGES,

@@ -145,6 +145,20 @@ def test_verbose_logs_each_request_and_retries_are_told(call: Call, world: World
     assert (quiet.err, "requests" in quiet.out) == ("", False)
 
 
+def test_a_request_that_keeps_failing_is_told_once(
+    call: Call, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.random", lambda: 0.0)
+    for number in (1, 2, 3, 5):
+        world.fault(HttpStatus(503, headers={"Retry-After": "0"}), number=number)
+    result = call(world, "stop", "1-5")
+    assert result.status == Exit.OK
+    assert re.fullmatch(
+        r"warning: TaskStatus of 5 tasks: attempt 3 in .* HTTP 503 .*\(-v shows every attempt\)\n",
+        result.err,
+    )
+
+
 def test_a_fault_of_the_program_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

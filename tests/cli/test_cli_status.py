@@ -38,7 +38,11 @@ def test_json(call: Call, world: World) -> None:
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [("1-5", "1 2 3"), ("1-5 --only Completed --only scheduled", "4 5"), ("--all-active", "1 2 3")],
+    [
+        ("1-5", "1 2 3 4 5"),
+        ("1-5 --only Completed --only scheduled", "4 5"),
+        ("--all-active", "1 2 3 5"),
+    ],
 )
 def test_ids(call: Call, world: World, options: str, expected: str) -> None:
     result = call(world, "status", "-o", "ids", *options.split())

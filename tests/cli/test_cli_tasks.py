@@ -289,7 +289,7 @@ def test_tasks_of_many_projects_share_requests(worlds: World, call: Call) -> Non
     [
         ("3:31 1", "2:1 3:31"),
         ("2:1 3", "1 3"),
-        ("3:31-33 -p 3", "31 32"),
+        ("3:31-33 -p 3", "31 32 33"),
         ("2:1 --project 2 --project 3", "2:1"),
         ("--all-active --project 4 --project 3", "3:31 3:32 4:41"),
         ("--all-active --project 4", "41"),

@@ -137,6 +137,17 @@ def test_a_plan_that_is_done_takes_in_nothing_more() -> None:
     assert drive.requests[0].kind is JobKind.CHECK
 
 
+@pytest.mark.parametrize("kind", [JobKind.CHECK, JobKind.STOP])
+def test_at_the_deadline_tasks_tell_what_their_requests_had_met(kind: JobKind) -> None:
+    drive = Drive([1, 2], chunk=1, timeout=5.00001)
+    unreached = RequestError("http://host was not reached", sent=False)
+    drive.fault = lambda request: unreached if (request.kind, request.ids) == (kind, [1]) else None
+    drive.run()
+    assert drive.outcomes[1].result is StopResult.NOT_SENT
+    assert drive.outcomes[1].error == "http://host was not reached; the run's 5 s are over"
+    assert [str(error) for error in drive.plan.errors] == [str(unreached), "the run's 5 s are over"]
+
+
 def test_a_refused_stop_that_nothing_explains_is_unavailable() -> None:
     server = ModelServer()
     server.add(2, 1)
