@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from ctrlapi_async._reports import Verdict
 
 _LIVENESS: Final[Mapping[str | None, int]] = {
-    TaskStatus.RUNNING.value: 2,
-    TaskStatus.SCHEDULED.value: 1,
-    TaskStatus.EXPLORE.value: 1,
+    status: 2 if status is TaskStatus.RUNNING else int(status.pending) for status in TaskStatus
 }
 """How much a task is alive, by its status; 0 for all others."""
 
@@ -380,7 +378,10 @@ def _chain_members(by_task: dict[int, Row]) -> dict[int, dict[int, Row]]:
 
 
 def _liveness(row: Row) -> tuple[int, int]:
-    return _LIVENESS.get(parse_status(row.status), 0), row.task_id
+    liveness = _LIVENESS.get(row.status)
+    if liveness is None:
+        liveness = _LIVENESS.get(parse_status(row.status), 0)
+    return liveness, row.task_id
 
 
 def stopped_tasks(answer: Rows, asked: list[int]) -> tuple[dict[int, Row], list[int]]:

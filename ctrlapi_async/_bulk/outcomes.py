@@ -330,10 +330,9 @@ class OpenTasks(NamedTuple):
     error: str | None = None
 
 
-def _by_restart(target: int, task_ids: list[int]) -> Iterator[tuple[list[int], int | None]]:
-    """Divide tasks of a chain into the current one and those that were restarted as it."""
+def _by_restart(target: int, task_ids: list[int]) -> list[tuple[list[int], int | None]]:
+    """Divide tasks of a chain into those that were restarted as the current one, and that one."""
+    if target not in task_ids:
+        return [(task_ids, target)]
     others = [task_id for task_id in task_ids if task_id != target]
-    if others:
-        yield others, target
-    if len(others) < len(task_ids):
-        yield [target], None
+    return [(others, target), ([target], None)]

@@ -10,7 +10,7 @@ from ctrlapi_async._models import StopResult, TaskStatus
 from ctrlapi_async._protocol.requests import TaskCall
 
 if TYPE_CHECKING:
-    from ctrlapi_async._bulk.chains import Chain, ChainFinding, Findings
+    from ctrlapi_async._bulk.chains import Chain, ChainFinding, ChainTable, Findings
     from ctrlapi_async._bulk.outcomes import Outcomes
     from ctrlapi_async._bulk.placing import Placer
     from ctrlapi_async._protocol.replies import Row
@@ -47,19 +47,21 @@ class RestartFollower:
         groups: dict[tuple[TaskStatus | str, bool], list[int]] = {}
         members = [n for finding in found.chains for n in (*finding.asked, *finding.rows)]
         unchecked = set(self._outcomes.unchecked(visit.project_id, members))
+        table = self._outcomes.chains(visit.project_id)
         for finding in found.chains:
             current = finding.current
             status = status_of(current)
             for task_id in finding.asked:
-                chain = self._chain_of(visit, finding, current, task_id, unchecked)
+                chain = self._chain_of(visit, table, finding, current, task_id, unchecked)
                 if chain is not None:
                     as_check = self._is_new(visit, chain, task_id, status)
                     groups.setdefault((status, as_check), []).append(chain.target)
         return groups
 
-    def _chain_of(
+    def _chain_of(  # noqa: PLR0917
         self,
         visit: Visit,
+        table: ChainTable,
         finding: ChainFinding,
         current: Row,
         task_id: int,
@@ -69,13 +71,13 @@ class RestartFollower:
 
         Args:
             visit: What was asked.
+            table: The project's chains.
             finding: What the reply says of the chain.
             current: The row of its current task.
             task_id: A task of it that was asked about.
             unchecked: Tasks of which nothing was known before; those that join a chain leave it.
         """
-        initial_id, project_id = finding.initial_id, visit.project_id
-        table = self._outcomes.chains(project_id)
+        initial_id = finding.initial_id
         if visit.kind is JobKind.CHECK and task_id not in unchecked:
             # Another task of the chain has brought it here. Only the latest news are new.
             if (known := table.find(initial_id, current.task_id)) is not None:
@@ -84,13 +86,13 @@ class RestartFollower:
         unchecked.discard(task_id)
         chain = table.by_target(task_id)
         if chain is None:
-            chain = self._join(project_id, initial_id, current, task_id)
+            chain = self._join(table, initial_id, current, task_id)
         else:
             chain = table.retarget(chain, current)
         if chain is not None:
             for other in finding.rows.keys() & unchecked:
                 unchecked.discard(other)
-                self._outcomes.overtake(project_id, chain, other)
+                self._outcomes.overtake(visit.project_id, chain, other)
         return chain
 
     def _is_new(self, visit: Visit, chain: Chain, task_id: int, status: TaskStatus | str) -> bool:
@@ -105,9 +107,8 @@ class RestartFollower:
             and status is TaskStatus.RUNNING
         )
 
-    def _join(self, project_id: int, initial_id: int, current: Row, task_id: int) -> Chain | None:
+    def _join(self, table: ChainTable, initial_id: int, current: Row, task_id: int) -> Chain | None:
         """Return the new chain of a task; None if the task joined one that is dealt with."""
-        table = self._outcomes.chains(project_id)
         known = table.find(initial_id, current.task_id)
         if known is None:
             return table.open(initial_id, current, task_id)
@@ -144,7 +145,7 @@ class RestartFollower:
             if chain.target == task_id:
                 moved = table.retarget(chain, current)
             else:
-                moved = self._join(project_id, chain.initial_id, current, task_id)
+                moved = self._join(table, chain.initial_id, current, task_id)
             if moved is not None:
                 self._placer.place(visit, [moved.target], status_of(current))
         return TaskCall(project_id, [task_id for task_id in task_ids if task_id not in outdated])
