@@ -14,13 +14,21 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from attrs import define, evolve, field
 
 from ctrlapi_async._errors import ReplyError
-from ctrlapi_async._models import TaskStatus, parse_status
+from ctrlapi_async._models import StopResult, TaskStatus, parse_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ctrlapi_async._protocol.replies import Row, Rows
     from ctrlapi_async._reports import Verdict
+
+WITH_STOP: Final = (
+    StopResult.STOP_SENT,
+    StopResult.STILL_RUNNING,
+    StopResult.UNAVAILABLE,
+    StopResult.UNCONFIRMED,
+)
+"""Results that another task of the same chain shares: its current task is not stopped twice."""
 
 _LIVENESS: Final[Mapping[str | None, int]] = {
     status: 2 if status is TaskStatus.RUNNING else int(status.pending) for status in TaskStatus
@@ -132,6 +140,8 @@ class ChainTable:
         self._keep = keep
         self._by_initial: dict[int, Chain] = {}
         self._open: dict[int, Chain] = {}
+        self._stopped: dict[int, Chain] = {}
+        """Chains with a final verdict, by the task to which a stop was sent."""
         self._news: set[int] = set()
         """Tasks that may be in a queue although their chain goes on with another one."""
 
@@ -152,6 +162,10 @@ class ChainTable:
         """Return the first task of the open chain whose target this is; else the task itself."""
         chain = self._open.get(task_id)
         return task_id if chain is None else chain.initial_id
+
+    def stopped(self, task_ids: list[int]) -> dict[int, Chain]:
+        """Return those tasks to which a stop was sent in the name of a chain, and the chain."""
+        return {n: self._stopped[n] for n in task_ids if n in self._stopped}
 
     def split(self, task_ids: list[int]) -> tuple[list[int], list[Chain]]:
         """Return the tasks that stand for themselves, and the open chains of the others."""
@@ -182,7 +196,7 @@ class ChainTable:
 
     def retarget(self, chain: Chain, current: Row) -> Chain | None:
         """Let a chain go on with its current task; return None if another chain does already."""
-        del self._open[chain.target]
+        self._leave_target(chain)
         chain.current = current
         other = self._open.setdefault(current.task_id, chain)
         if other is not chain:
@@ -194,12 +208,20 @@ class ChainTable:
 
     def close(self, chain: Chain, verdict: Verdict) -> None:
         """Note a chain's final verdict."""
-        del self._open[chain.target]
+        self._leave_target(chain)
         chain.verdict = verdict
         chain.asked = []
+        if verdict.result in WITH_STOP:
+            self._stopped[chain.target] = chain
         if self._keep is not None and len(self._by_initial) - len(self._open) > self._keep:
             oldest = next(key for key, one in self._by_initial.items() if one.verdict is not None)
-            del self._by_initial[oldest]
+            self._stopped.pop(self._by_initial.pop(oldest).target, None)
+            self._news.discard(oldest)
+
+    def _leave_target(self, chain: Chain) -> None:
+        del self._open[chain.target]
+        if chain.target not in self._by_initial:
+            self._news.discard(chain.target)
 
 
 def parts_of(answer: Rows, size: int) -> Iterator[Rows | None]:

@@ -203,8 +203,12 @@ class Outcomes:
     def settle_asked(
         self, project_id: int, task_ids: list[int], result: StopResult, error: str
     ) -> None:
-        """Settle tasks that were not checked yet: each stands for itself."""
-        self.store.settle(task_ids, self._verdict(project_id, result, None, error))
+        """Settle tasks that were not checked: each stands for itself, unless it was stopped."""
+        stopped = self.chains(project_id).stopped(task_ids)
+        plain = [n for n in task_ids if n not in stopped] if stopped else task_ids
+        self.store.settle(plain, self._verdict(project_id, result, None, error))
+        for task_id, chain in stopped.items():
+            self.join_closed(chain, [task_id])
 
     def settle(  # noqa: PLR0917 - as for `StopOutcome`
         self,

@@ -251,15 +251,14 @@ class StopPlan:
     def _close(self, error: Exception | None, now: float) -> None:
         """Settle every task that has no final outcome yet."""
         listing = self.listing
-        for job in self._schedule.jobs:
-            if job.cause is not None:
-                self.note(job.cause)
+        met = [job.cause for job in self._schedule.jobs if job.cause is not None]
         if error is not None:
             dead = self._recovery.dead_projects
             settle_open(self._schedule, self._outcomes, lambda of: text_of(dead.get(of, error)))
         unanswered = any(self._outcomes.store.settled[result] for result in UNANSWERED)
         if error is not None and (listing or unanswered):
-            self.note(error)
+            for cause in (*met, error):
+                self.note(cause)
         self.done = True
         self._cost.ended_at = now
 

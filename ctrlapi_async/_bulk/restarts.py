@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from ctrlapi_async._bulk.chains import WITH_STOP
 from ctrlapi_async._bulk.jobs import JobKind, listed_ids
 from ctrlapi_async._bulk.placing import Visit, status_of
-from ctrlapi_async._models import StopResult, TaskStatus
+from ctrlapi_async._models import TaskStatus
 from ctrlapi_async._protocol.requests import TaskCall
 
 if TYPE_CHECKING:
@@ -14,14 +15,6 @@ if TYPE_CHECKING:
     from ctrlapi_async._bulk.outcomes import Outcomes
     from ctrlapi_async._bulk.placing import Placer
     from ctrlapi_async._protocol.replies import Row
-
-_WITH_STOP: Final = (
-    StopResult.STOP_SENT,
-    StopResult.STILL_RUNNING,
-    StopResult.UNAVAILABLE,
-    StopResult.UNCONFIRMED,
-)
-"""Results that another task of the same chain shares: its current task is not stopped twice."""
 
 
 class RestartFollower:
@@ -116,7 +109,7 @@ class RestartFollower:
             table.note(known, current)
             self._outcomes.join(known, task_id)
             return None
-        if known.target == current.task_id and known.verdict.result in _WITH_STOP:
+        if known.target == current.task_id and known.verdict.result in WITH_STOP:
             self._outcomes.join_closed(known, [task_id])
             return None
         return table.open(initial_id, current, task_id)
