@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
+
+import aiohttp
 
 from ctrlapi_async._transport import Transport
 
@@ -118,6 +120,26 @@ async def transport(url: str, **options: Any) -> AsyncIterator[Transport]:
         yield made
     finally:
         await made.close()
+
+
+@asynccontextmanager
+async def served(
+    answer: bytes | Callable[[asyncio.StreamWriter], Awaitable[None]],
+    given: dict[str, Any] | None = None,
+    **options: Any,
+) -> AsyncIterator[tuple[RawServer, Transport]]:
+    """Open a transport to a server of its own.
+
+    Args:
+        answer: What is written after each request, or a function that writes it.
+        given: What a client of the caller's is made with; None: there is none.
+        options: The transport's.
+    """
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(raw_server(answer))
+        if given is not None:
+            options["client"] = await stack.enter_async_context(aiohttp.ClientSession(**given))
+        yield server, await stack.enter_async_context(transport(server.url, **options))
 
 
 def response(body: bytes = b"{}", status: str = "200 OK", **headers: str) -> bytes:
