@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from aiohttp.client_middlewares import ClientHandlerType
 
+    from tests.support.sockets import Answer, Writes
+
 DONE = b'{"reply": []}'
 OK = response(DONE)
 
@@ -197,9 +199,7 @@ async def compressed_nothing(writer: asyncio.StreamWriter) -> None:
 
 
 @pytest.mark.parametrize("answer", [endless_announced, endless_chunks, bomb, compressed_nothing])
-async def test_a_reply_without_end_is_refused_while_it_is_read(
-    answer: Callable[[asyncio.StreamWriter], Awaitable[None]],
-) -> None:
+async def test_a_reply_without_end_is_refused_while_it_is_read(answer: Writes) -> None:
     async with served(answer, max_reply_bytes=100_000) as (server, sender), asyncio.timeout(60):
         with pytest.raises(ReplyTooLargeError, match="more than 100000 bytes"):
             await sender.post(b"{}")
@@ -272,7 +272,7 @@ CERTIFICATE = b"<title>No required SSL certificate was sent</title>"
     ids=["cut", "odd", "no gzip", "cut gzip", "gzip", "trickling", "raise_for_status"],
 )
 async def test_an_error_page_is_that_error_however_it_ends(
-    answer: bytes, client: dict[str, Any] | None, excerpt: str
+    answer: Answer, client: dict[str, Any] | None, excerpt: str
 ) -> None:
     limit = 0.05 if answer is trickling_page else 1000.0
     async with served(answer, client, request_timeout=limit) as (_, sender):
@@ -297,9 +297,7 @@ unanswered = pytest.mark.parametrize("answer", [hang, trickle])
 
 
 @unanswered
-async def test_a_reply_that_does_not_come_in_time(
-    answer: Callable[[asyncio.StreamWriter], Awaitable[None]],
-) -> None:
+async def test_a_reply_that_does_not_come_in_time(answer: Writes) -> None:
     async with served(answer, request_timeout=0.05) as (server, sender):
         with pytest.raises(RequestTimeoutError, match=r"no answer from .* within 0.05 s") as caught:
             await sender.post(b"{}")
@@ -352,7 +350,7 @@ async def test_time_in_the_queue_of_the_callers_client_is_no_time_of_the_connect
 @pytest.mark.parametrize("request_timeout", [0.05, 1000.0])
 @unanswered
 async def test_an_outer_time_limit_is_exact_even_if_both_end_together(
-    answer: Callable[[asyncio.StreamWriter], Awaitable[None]], request_timeout: float
+    answer: Writes, request_timeout: float
 ) -> None:
     async with served(answer, request_timeout=request_timeout) as (server, sender):
         for _ in range(5):

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from ssl import SSLContext
 
+    Writes = Callable[[asyncio.StreamWriter], Awaitable[None]]
+    Answer = bytes | Writes
+
 
 class RawServer:
     """Answers each request as a function likes, and keeps what it got.
@@ -23,7 +26,7 @@ class RawServer:
         answer: Writes an answer to a request.
     """
 
-    def __init__(self, answer: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> None:
+    def __init__(self, answer: Writes) -> None:
         self.answer = answer
         self.heads: list[bytes] = []
         self.bodies: list[bytes] = []
@@ -78,7 +81,7 @@ class RawServer:
 
 @asynccontextmanager
 async def raw_server(
-    answer: bytes | Callable[[asyncio.StreamWriter], Awaitable[None]],
+    answer: Answer,
     ssl: SSLContext | None = None,
 ) -> AsyncIterator[RawServer]:
     """Serve on a free port.
@@ -124,7 +127,7 @@ async def transport(url: str, **options: Any) -> AsyncIterator[Transport]:
 
 @asynccontextmanager
 async def served(
-    answer: bytes | Callable[[asyncio.StreamWriter], Awaitable[None]],
+    answer: Answer,
     given: dict[str, Any] | None = None,
     **options: Any,
 ) -> AsyncIterator[tuple[RawServer, Transport]]:
