@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -12,6 +12,7 @@ from ctrlapi_async import (
     ApiKey,
     AuthError,
     ControlSession,
+    CtrlApiError,
     MethodError,
     RetryPolicy,
     StopIncompleteError,
@@ -20,14 +21,12 @@ from ctrlapi_async import (
 from ctrlapi_async.simulator import ControlApiSimulator, HttpStatus
 from tests.support.sockets import response, served
 
-if TYPE_CHECKING:
-    from ctrlapi_async.simulator import SignatureRefusal
-
 SECRET = base64.b64encode(b"a key of 32 bytes, 32 bytes long").decode()
 AT_ONCE = RetryPolicy(attempts=4, wait_initial=0)
 
 
 KEY = ApiKey(SECRET)
+OTHER = ApiKey(base64.b64encode(b"another key").decode())
 
 
 def signed(api: ControlApiSimulator, key: ApiKey = KEY, **more: Any) -> ControlSession:
@@ -82,37 +81,26 @@ async def test_each_attempt_is_signed_anew_for_the_user_or_whom_the_key_names() 
 
 
 @pytest.mark.parametrize(
-    ("skew", "words"),
+    ("options", "key", "kind", "words"),
     [
-        (7200.0, r"this machine's clock is 7(199|200|201) s behind the server's"),
-        (-90.0, r"this machine's clock is (89|90|91) s ahead of the server's"),
+        ({"clock_skew": 7200.0}, KEY, AuthError, r"clock is 7(199|200|201) s behind the server's"),
+        ({"clock_skew": -90.0}, KEY, AuthError, r"clock is (89|90|91) s ahead of the server's"),
+        ({"signature_refusal": 200}, OTHER, MethodError, "signature"),
+        ({"signature_refusal": 401}, OTHER, AuthError, "check the key"),
+        ({"signature_refusal": 403}, OTHER, AuthError, "an ApiKey"),
     ],
 )
-async def test_a_clock_that_is_off_is_told_by_how_much(skew: float, words: str) -> None:
-    async with (
-        ControlApiSimulator(api_key=SECRET, clock_skew=skew) as api,
-        signed(api) as session,
-    ):
+async def test_a_refused_signature_tells_what_is_wrong_and_ends_all_at_once(
+    options: dict[str, Any], key: ApiKey, kind: type[CtrlApiError], words: str
+) -> None:
+    async with ControlApiSimulator(api_key=SECRET, **options) as api, signed(api, key) as session:
         api.add_tasks(range(1, 11))
-        with pytest.raises(AuthError, match=words) as caught:
+        with pytest.raises(kind, match=words) as caught:
             await session.call("TaskStatus", {"project_id": 2, "task_ids": 1})
         assert SECRET not in str(caught.value)
         with pytest.raises(StopIncompleteError) as incomplete:
             await session.stop_running(2, range(1, 11))
         assert re.search(words, str(incomplete.value))
         assert incomplete.value.report.counts[StopResult.NOT_SENT] == 10
-        assert api.counters.requests == 2  # what is final is asked for once
-
-
-@pytest.mark.parametrize("status", [200, 401, 403])
-async def test_a_wrong_key_is_said_to_be(status: SignatureRefusal) -> None:
-    other = ApiKey(base64.b64encode(b"another key").decode())
-    async with (
-        ControlApiSimulator(api_key=SECRET, signature_refusal=status) as api,
-        signed(api, other) as session,
-    ):
-        api.add_task(1)
-        kind = MethodError if status == 200 else AuthError
-        words = {200: "signature", 401: "check the key", 403: "an ApiKey"}[status]
-        with pytest.raises(kind, match=words):
-            await session.call("TaskStatus", {"project_id": 2, "task_ids": 1})
+        # What is final is asked for once.
+        assert api.counters.requests == 2 or kind is MethodError
