@@ -15,6 +15,7 @@ import ssl
 import threading
 import traceback
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -33,21 +34,20 @@ from ctrlapi_async import (
     MethodError,
     ReplyError,
     RequestError,
-    RetryPolicy,
     StopIncompleteError,
     StopResult,
 )
 from ctrlapi_async._errors import TlsError
-from ctrlapi_async.simulator import Body, ControlApiSimulator, HttpStatus
+from ctrlapi_async.simulator import Body, HttpStatus
+from tests.support.simulated import AT_ONCE
 from tests.support.sockets import raw_server, response, transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from ctrlapi_async.simulator import Fault, RequestRecord
+    from ctrlapi_async.simulator import ControlApiSimulator, Fault, RequestRecord
 
-AT_ONCE = RetryPolicy(attempts=3, wait_initial=0)
 PASSWORD = 'canary/"p@ss"&<wörd>+%41'
 TOKEN = base64.b64encode(f"operator:{PASSWORD}".encode()).decode()
 HEADER_KEY = "canary-key-5f1c"
@@ -356,54 +356,96 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-def trusting(authority: trustme.CA) -> ssl.SSLContext:
+def trusting(authority: trustme.CA, **options: Any) -> ssl.SSLContext:
+    """Return a client's context with some attributes of its own."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
+    for name, value in options.items():
+        setattr(context, name, value)
     return context
 
 
-class Certified:
-    """A certificate for a server, and how often a client said hello to it."""
+@contextmanager
+def tls_server(
+    authority: trustme.CA, *, host: str = "127.0.0.1", plain: bool = False, **options: Any
+) -> Iterator[tuple[int, list[bytes]]]:
+    """Serve in a thread, with TLS's own alerts: asyncio's servers hang up without a word.
 
-    def __init__(self, authority: trustme.CA, host: str) -> None:
-        self.hellos = 0
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert(host).configure_cert(self.context)
-        self.context.sni_callback = self._count
+    Args:
+        authority: Signs the server's certificate, and those that it wants of clients.
+        host: Whom the certificate is for.
+        plain: Whether it does not speak TLS at all.
+        options: Attributes of its context.
 
-    def _count(self, *_: object) -> None:
-        self.hellos += 1
+    Yields:
+        Its port, and what it received on each connection.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(host).configure_cert(context)
+    authority.configure_trust(context)
+    for name, value in options.items():
+        setattr(context, name, value)
+    received: list[bytes] = []
+
+    def serve() -> None:
+        while True:
+            connection, _ = listening.accept()
+            with connection, suppress(OSError):
+                connection.settimeout(10)
+                if connection.recv(1, socket.MSG_PEEK) == b"q":
+                    return
+                received.append(b"")
+                wrapped = connection if plain else context.wrap_socket(connection, server_side=True)
+                with wrapped:
+                    received[-1] = wrapped.recv(65536)
+                    wrapped.sendall(response(b'{"reply": [{"result": "fine"}]}'))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listening.getsockname()[1], received
+        finally:
+            with socket.create_connection(listening.getsockname()) as connection:
+                connection.sendall(b"q")
+            thread.join()
+
+
+V12, V13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 
 
 @pytest.mark.parametrize(
-    ("host", "trust", "words"),
+    ("server", "trust", "words"),
     [
-        ("127.0.0.1", lambda _: True, "certificate of .* was refused"),
-        ("elsewhere.example", trusting, "is not valid for"),
-        ("127.0.0.1", lambda _: Fingerprint(hashlib.sha256().digest()), "that `ssl` names"),
+        ({}, lambda _: True, "certificate of .* was refused"),
+        ({"host": "elsewhere.example"}, trusting, "is not valid for"),
+        ({}, lambda _: Fingerprint(hashlib.sha256().digest()), "not the one that `ssl` names"),
+        ({"minimum_version": V13}, partial(trusting, maximum_version=V12), "no TLS version in"),
+        ({"maximum_version": V12}, partial(trusting, minimum_version=V13), "no TLS version in"),
+        (
+            {"verify_mode": ssl.CERT_REQUIRED, "maximum_version": V12},
+            trusting,
+            "the server refused the handshake, as for want of a certificate",
+        ),
+        ({"plain": True}, trusting, "the port does not speak TLS"),
     ],
-    ids=["of nobody known", "for another host", "not the pinned one"],
+    ids=["unknown", "of another host", "not pinned", "old client", "old server", "client", "plain"],
 )
-async def test_a_certificate_that_is_refused_ends_all_at_once(
-    authority: trustme.CA, host: str, trust: Callable[[trustme.CA], Any], words: str
+async def test_tls_that_cannot_work_ends_all_at_once(
+    authority: trustme.CA, server: dict[str, Any], trust: Callable[[trustme.CA], Any], words: str
 ) -> None:
-    certified = Certified(authority, host)
-    one_by_one = Batching(chunk_size=1, max_concurrency=1)
-    async with (
-        ControlApiSimulator(ssl_context=certified.context) as api,
-        ControlSession(
-            api.url, 1, ssl=trust(authority), batching=one_by_one, retry=AT_ONCE
-        ) as session,
-    ):
-        with pytest.raises(TlsError, match=words) as refused:
-            await session.call("TaskStatus", {})
-        assert not refused.value.sent
-        assert certified.hellos == 1
-        with pytest.raises(StopIncompleteError) as caught:
-            await session.stop_running(2, range(1, 11))
-    # It is asked for once, not once a repeat and once a chunk.
-    assert certified.hellos == 2
-    assert api.counters.requests == 0
+    one_by_one: dict[str, Any] = {"batching": Batching(1, 1), "retry": AT_ONCE}
+    with tls_server(authority, **server) as (port, received):
+        url = f"https://127.0.0.1:{port}"
+        async with ControlSession(url, 1, ssl=trust(authority), **one_by_one) as session:
+            with pytest.raises(TlsError, match=words) as refused:
+                await session.call("TaskStatus", {})
+            with pytest.raises(StopIncompleteError) as caught:
+                await session.stop_running(2, range(1, 11))
+    assert not refused.value.sent
+    # It is tried once, not once a repeat and once a chunk.
+    assert len(received) == 2
+    assert not any(b"POST" in each for each in received)
     assert caught.value.report.counts[StopResult.NOT_SENT] == 10
     assert [type(error) for error in caught.value.exceptions] == [TlsError]
 
@@ -417,108 +459,25 @@ def pinned(port: int) -> Fingerprint:
 async def test_a_certificate_is_accepted_if_the_caller_says_so(
     authority: trustme.CA, how: str
 ) -> None:
-    certified = Certified(authority, "127.0.0.1")
-    options: dict[str, Any] = {}
-    async with (
-        ControlApiSimulator(ssl_context=certified.context) as api,
-        aiohttp.ClientSession(connector=TCPConnector(ssl=trusting(authority))) as client,
-    ):
-        api.add_tasks(range(1, 11))
-        if how == "context":
-            options["ssl"] = trusting(authority)
-        elif how == "unverified":
-            options["ssl"] = False
-        elif how == "fingerprint":
-            options["ssl"] = await asyncio.to_thread(pinned, api.port)
-        else:
-            options["client"] = client
-        async with ControlSession(api.url, 1, **options) as session:
-            report = await session.stop_running(2, range(1, 11))
-    assert report.counts[StopResult.STOP_SENT] == 10
-
-
-@contextmanager
-def tls_server(
-    authority: trustme.CA, options: dict[str, Any] | None
-) -> Iterator[tuple[str, list[str]]]:
-    """Serve in a thread, with TLS's own alerts: asyncio's servers hang up without a word.
-
-    Args:
-        authority: Signs the server's certificate, and those that it wants of clients.
-        options: Attributes of its context; None: it does not speak TLS.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    authority.configure_trust(context)
-    for name, value in (options or {}).items():
-        setattr(context, name, value)
-    connections: list[str] = []
-    tls = options is not None
-
-    def serve() -> None:
-        while True:
-            connection, _ = listening.accept()
-            with connection, suppress(OSError):
-                connection.settimeout(10)
-                if connection.recv(1, socket.MSG_PEEK) == b"q":
-                    return
-                connections.append("one")
-                with (
-                    context.wrap_socket(connection, server_side=True) if tls else connection as one
-                ):
-                    one.recv(65536)
-                    one.sendall(response(b'{"reply": [{"result": "fine"}]}'))
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"https://127.0.0.1:{listening.getsockname()[1]}", connections
-        finally:
-            with socket.create_connection(listening.getsockname()) as connection:
-                connection.sendall(b"q")
-            thread.join()
-
-
-V12, V13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
-
-
-@pytest.mark.parametrize(
-    ("server_side", "client_side", "words"),
-    [
-        ({"minimum_version": V13}, {"maximum_version": V12}, "no TLS version in common"),
-        ({"maximum_version": V12}, {"minimum_version": V13}, "no TLS version in common"),
-        (
-            {"verify_mode": ssl.CERT_REQUIRED, "maximum_version": V12},
-            {},
-            "the server refused the handshake, as for want of a certificate",
-        ),
-        (None, {}, "the port does not speak TLS"),
-    ],
-)
-async def test_tls_that_cannot_work_is_final(
-    authority: trustme.CA,
-    server_side: dict[str, Any] | None,
-    client_side: dict[str, Any],
-    words: str,
-) -> None:
-    context = trusting(authority)
-    for name, value in client_side.items():
-        setattr(context, name, value)
-    with tls_server(authority, server_side) as (url, connections):
-        async with ControlSession(url, 1, ssl=context, retry=AT_ONCE) as session:
-            with pytest.raises(TlsError, match=words) as caught:
-                await session.call("TaskStatus", {})
-        assert not caught.value.sent
-        assert len(connections) == 1
+    connector = TCPConnector(ssl=trusting(authority))
+    with tls_server(authority) as (port, _):
+        async with aiohttp.ClientSession(connector=connector) as client:
+            options: dict[str, dict[str, Any]] = {
+                "context": {"ssl": trusting(authority)},
+                "unverified": {"ssl": False},
+                "fingerprint": {"ssl": await asyncio.to_thread(pinned, port)},
+                "connector": {"client": client},
+            }
+            async with ControlSession(f"https://127.0.0.1:{port}", 1, **options[how]) as session:
+                assert await session.call("Any", {}) == "fine"
 
 
 async def test_a_client_certificate_that_is_missing_under_tls_13(authority: trustme.CA) -> None:
     # The handshake has succeeded when the alert comes. Some versions of Python and aiohttp see the
     # connection's end first, and perhaps every time: then that is all that anybody can tell.
-    options = {"verify_mode": ssl.CERT_REQUIRED, "minimum_version": V13}
-    with tls_server(authority, options) as (url, _):
-        async with transport(url, ssl=trusting(authority)) as sender:
+    wanted = tls_server(authority, verify_mode=ssl.CERT_REQUIRED, minimum_version=V13)
+    with wanted as (port, _):
+        async with transport(f"https://127.0.0.1:{port}", ssl=trusting(authority)) as sender:
             for _ in range(20):
                 with pytest.raises(RequestError) as caught:
                     await sender.post(b"{}")
@@ -566,8 +525,8 @@ async def test_a_proxy_of_the_environment_is_used_only_if_the_callers_client_say
         # What is final is asked for once, what may pass as often as the policy says.
         (response(b"", "407 No"), HttpError, "407 No from the proxy; the proxy wants", None, 1),
         (response(b"", "403 No"), AuthError, "HTTP 403 No from the proxy", None, 1),
-        (response(b"", "502 No"), RequestError, "was not reached: HTTP 502 No", False, 3),
-        (b"", RequestError, "broke off|was not reached", True, 3),
+        (response(b"", "502 No"), RequestError, "was not reached: HTTP 502 No", False, 4),
+        (b"", RequestError, "broke off|was not reached", True, 4),
         (None, RequestError, "was not reached: Connection refused", False, 0),
     ],
     ids=["407", "403", "502", "hangs up", "is not there"],

@@ -14,17 +14,14 @@ from ctrlapi_async import (
     ControlSession,
     CtrlApiError,
     MethodError,
-    RetryPolicy,
     StopIncompleteError,
     StopResult,
 )
 from ctrlapi_async.simulator import ControlApiSimulator, HttpStatus
+from tests.support.simulated import AT_ONCE
 from tests.support.sockets import response, served
 
 SECRET = base64.b64encode(b"a key of 32 bytes, 32 bytes long").decode()
-AT_ONCE = RetryPolicy(attempts=4, wait_initial=0)
-
-
 KEY = ApiKey(SECRET)
 OTHER = ApiKey(base64.b64encode(b"another key").decode())
 
