@@ -40,14 +40,10 @@ class Wire:
     def __init__(self, answer: Callable[[Any], Any]) -> None:
         self.answer = answer
         self.redactor = Redactor([SECRET])
-        self.requests: list[Any] = []
-        self.traces: list[Any] = []
 
-    async def post(self, body: bytes, *, trace: object = None) -> bytes:
-        self.requests.append(json.loads(body))
-        self.traces.append(trace)
+    async def post(self, body: bytes, **_: object) -> bytes:
         await asyncio.sleep(0)
-        answer = self.answer(self.requests[-1])
+        answer = self.answer(json.loads(body))
         if isinstance(answer, BaseException):
             raise answer
         return answer if isinstance(answer, bytes) else json.dumps(answer).encode()
@@ -68,66 +64,13 @@ class Told(ConcurrencyLimiter):
         super().finished(sent_at=sent_at, now=now, size=size, error=error)
 
 
-def sender(answer: Callable[[Any], Any]) -> tuple[RequestSender, Wire, Told]:
-    wire, told = Wire(answer), Told()
-    return RequestSender(wire, told, 7), wire, told  # type: ignore[arg-type]
+def sender(answer: Callable[[Any], Any]) -> tuple[RequestSender, Told]:
+    told = Told()
+    return RequestSender(Wire(answer), told, 7), told  # type: ignore[arg-type]
 
 
 def entry(call: Any, **members: Any) -> dict[str, Any]:
     return {"method": call["method"], "id": call["id"], **members}
-
-
-def running(request: Any) -> Any:
-    """Answer that all tasks are Running."""
-    replies = []
-    for call in request["methods"]:
-        ids = call["params"]["task_ids"]
-        ids = ids if isinstance(ids, list) else [ids]
-        rows = [{"task_id": each, "status": "Running", "uri": f"{each}.ts"} for each in ids]
-        replies.append(entry(call, result=rows))
-    return {"reply": replies}
-
-
-async def test_several_calls_go_in_one_request() -> None:
-    sends, wire, told = sender(running)
-    calls = [TaskCall(2, [64, 65]), TaskCall(3, [70]), TaskCall(4, ALL_ACTIVE)]
-    answers = await sends.send("TaskStatus", calls, options={"restart_chain": "last"})
-    assert await sends.call("TaskStatus", {"task_ids": 66}) == [
-        {"task_id": 66, "status": "Running", "uri": "66.ts"}
-    ]
-    await sends.send("TaskStop", [TaskCall(2, [64])])
-    first, *others = wire.requests
-    params = [
-        {"project_id": project_id, "task_ids": task_ids, "restart_chain": "last"}
-        for project_id, task_ids in ((2, [64, 65]), (3, 70), (4, "*"))
-    ]
-    assert first == {
-        "user_id": 7,
-        "methods": [
-            {"method": "TaskStatus", "id": number, "params": each}
-            for number, each in enumerate(params, 1)
-        ],
-    }
-    assert [request["methods"][0]["id"] for request in others] == [4, 5]
-    read = [[row.task_id for row in one.rows] for one in answers if isinstance(one, Rows)]
-    assert read == [[64, 65], [70], []]
-    assert wire.traces[0] == {"method": "TaskStatus", "tasks": 4}
-    assert told.told == [(4, None), (1, None), (1, None)]
-
-
-async def test_methods_are_proven_by_a_good_answer() -> None:
-    def answer(request: Any) -> Any:
-        [call] = request["methods"]
-        return {"reply": [entry(call, error="no")]} if call["method"] == "X" else running(request)
-
-    sends, _, _ = sender(answer)
-    await sends.send("X", [TaskCall(2, [1])])
-    with pytest.raises(MethodError):
-        await sends.call("X", {})
-    assert sends.proven == set()
-    await sends.send("TaskStatus", [TaskCall(2, [1])])
-    await sends.call("TaskStop", {"task_ids": 1})
-    assert sends.proven == {"TaskStatus", "TaskStop"}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +79,7 @@ async def test_methods_are_proven_by_a_good_answer() -> None:
 )
 async def test_errors_of_the_transport_come_out_as_they_are(error: CtrlApiError) -> None:
     error.__cause__ = cause = OSError("why")
-    sends, _, told = sender(lambda _: error)
+    sends, told = sender(lambda _: error)
     with pytest.raises(type(error)) as caught:
         await sends.send("TaskStatus", [TaskCall(2, [1, 2])])
     assert caught.value is error
@@ -157,7 +100,7 @@ async def test_errors_of_calls_and_rows_are_redacted() -> None:
         denial = f"access denied to tasks [5] {SECRET}"
         return {"reply": [entry(first, result=rows, errors=[SECRET]), entry(second, error=denial)]}
 
-    sends, _, _ = sender(answer)
+    sends, _ = sender(answer)
     calls = [TaskCall(2, [1, 2, 3, 4]), TaskCall(3, [5])]
     rows, denied = await sends.send("TaskStatus", calls)
     assert isinstance(rows, Rows)
@@ -183,7 +126,7 @@ def wide(request: Any, **more: Any) -> Any:
 
 @pytest.mark.parametrize("calls", [1, 2])
 async def test_the_loop_turns_while_a_large_reply_is_read(calls: int) -> None:
-    sends, _, _ = sender(wide)
+    sends, _ = sender(wide)
     async with watched() as turns:
         answers = await sends.send("TaskStatus", [TaskCall(2, ALL_ACTIVE)] * calls)
     assert (len(turns) > 5) == (calls == 1)
@@ -194,7 +137,7 @@ async def test_the_loop_turns_while_a_large_reply_is_read(calls: int) -> None:
 
 
 async def test_a_large_reply_with_an_error_is_that_error() -> None:
-    sends, _, _ = sender(lambda request: wide(request, error=f"bad {SECRET}"))
+    sends, _ = sender(lambda request: wide(request, error=f"bad {SECRET}"))
     [error] = await sends.send("TaskStatus", [TaskCall(2, ALL_ACTIVE)])
     assert isinstance(error, MethodError)
     assert error.message == "bad ***"
@@ -216,7 +159,7 @@ async def test_debug_has_a_line_of_bounded_length_a_request(
     answer: Any, fate: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "ctrlapi_async")
-    sends, _, told = sender(lambda _: answer)
+    sends, told = sender(lambda _: answer)
     with pytest.raises((CtrlApiError, asyncio.CancelledError)):
         await sends.call("X" * 1000, {})
     assert len(told.told) == (fate != "no answer")  # a cancelled request tells the limiter nothing

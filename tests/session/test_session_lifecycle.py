@@ -304,7 +304,8 @@ async def test_call_returns_the_raw_result_or_raises_the_refusal(api: ControlApi
         with pytest.raises(ProjectNotFoundError):
             await session.call(STATUS, {"project_id": 9, "task_ids": 66})
     assert caught.value.method == "TestMethod"
-    assert api.counters.requests == 4  # a refusal is not repeated
+    # A refusal is not repeated, and ids of calls are used once.
+    assert [call["id"] for record in api.log for call in record.json["methods"]] == [1, 2, 3, 4]
 
 
 async def test_task_status_returns_whole_rows_in_the_order_asked_for(canned: AioResponses) -> None:
