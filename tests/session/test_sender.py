@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import random
 import re
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,10 +17,8 @@ from ctrlapi_async import (
     HttpError,
     MethodError,
     RequestError,
-    RetryPolicy,
     TasksDeniedError,
 )
-from ctrlapi_async._limiter import ConcurrencyLimiter
 from ctrlapi_async._protocol.pieces import PIECE
 from ctrlapi_async._protocol.requests import TaskCall
 from ctrlapi_async._protocol.rows import Rows
@@ -49,24 +47,18 @@ class Wire:
         return answer if isinstance(answer, bytes) else json.dumps(answer).encode()
 
 
-class Told(ConcurrencyLimiter):
-    """A limiter that keeps what it is told."""
+def sender(
+    answer: Callable[[Any], Any],
+) -> tuple[RequestSender, list[tuple[int, CtrlApiError | None]]]:
+    """Return a sender, and what its limiter is told."""
+    told: list[tuple[int, CtrlApiError | None]] = []
 
-    def __init__(self) -> None:
-        super().__init__(8, wait_bound=RetryPolicy().wait_bound, random=random.random)
-        self.told: list[tuple[int, CtrlApiError | None]] = []
-
-    def finished(
-        self, *, sent_at: float, now: float, size: int, error: CtrlApiError | None
-    ) -> None:
+    def finished(*, sent_at: float, now: float, size: int, error: CtrlApiError | None) -> None:
         assert sent_at <= now
-        self.told.append((size, error))
-        super().finished(sent_at=sent_at, now=now, size=size, error=error)
+        told.append((size, error))
 
-
-def sender(answer: Callable[[Any], Any]) -> tuple[RequestSender, Told]:
-    told = Told()
-    return RequestSender(Wire(answer), told, 7), told  # type: ignore[arg-type]
+    limiter = SimpleNamespace(finished=finished)
+    return RequestSender(Wire(answer), limiter, 7), told  # type: ignore[arg-type]
 
 
 def entry(call: Any, **members: Any) -> dict[str, Any]:
@@ -84,7 +76,7 @@ async def test_errors_of_the_transport_come_out_as_they_are(error: CtrlApiError)
         await sends.send("TaskStatus", [TaskCall(2, [1, 2])])
     assert caught.value is error
     assert caught.value.__cause__ is cause
-    assert told.told == [(2, error)]
+    assert told == [(2, error)]
 
 
 async def test_errors_of_calls_and_rows_are_redacted() -> None:
@@ -162,7 +154,7 @@ async def test_debug_has_a_line_of_bounded_length_a_request(
     sends, told = sender(lambda _: answer)
     with pytest.raises((CtrlApiError, asyncio.CancelledError)):
         await sends.call("X" * 1000, {})
-    assert len(told.told) == (fate != "no answer")  # a cancelled request tells the limiter nothing
+    assert len(told) == (fate != "no answer")  # a cancelled request tells the limiter nothing
     [line] = caplog.messages
     assert re.fullmatch(rf"X{{100}} of 1 task: {fate} after \d+\.\d ms", line)
     assert {record.levelname for record in caplog.records} == {"DEBUG"}
