@@ -17,7 +17,7 @@ from tests.support.sockets import raw_server, response, served, transport
 from tests.support.steps import watched
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from aiohttp.client_middlewares import ClientHandlerType
 
@@ -367,38 +367,6 @@ async def test_a_task_that_cancels_itself_is_cancelled(request_timeout: float) -
 # --- what the caller's client does ----------------------------------------------------------------
 
 
-def hooked(event: str, hook: Callable[..., Awaitable[None]]) -> dict[str, Any]:
-    """Return what a client is made with that calls a trace hook."""
-    config = aiohttp.TraceConfig()
-    getattr(config, event).append(hook)
-    return {"trace_configs": [config]}
-
-
-@pytest.mark.parametrize(
-    ("event", "sent"),
-    [
-        ("on_request_start", False),
-        ("on_connection_create_start", False),
-        ("on_connection_create_end", False),
-        ("on_request_headers_sent", False),
-        ("on_request_end", True),
-    ],
-)
-@pytest.mark.parametrize("error", [ValueError("odd"), asyncio.CancelledError(), KeyError()])
-async def test_a_hook_that_raises_is_a_failed_request(
-    event: str, sent: bool, error: BaseException
-) -> None:
-    async def hook(*_: object) -> None:
-        raise error
-
-    async with served(OK, hooked(event, hook)) as (_, sender):
-        with pytest.raises(RequestError, match="the HTTP client failed") as caught:
-            await sender.post(b"{}")
-    assert type(error).__name__ in str(caught.value)
-    assert caught.value.sent == sent
-    assert caught.value.__cause__ is error
-
-
 async def test_a_client_that_swallows_a_cancellation_does_not_hide_it() -> None:
     waiting = asyncio.Event()
 
@@ -409,7 +377,9 @@ async def test_a_client_that_swallows_a_cancellation_does_not_hide_it() -> None:
         except asyncio.CancelledError:
             raise ValueError("something else") from None
 
-    async with served(OK, hooked("on_request_start", hook)) as (_, sender):
+    config = aiohttp.TraceConfig()
+    config.on_request_start.append(hook)
+    async with served(OK, {"trace_configs": [config]}) as (_, sender):
         posting = asyncio.create_task(sender.post(b"{}"))
         await waiting.wait()
         posting.cancel()
