@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,9 +25,10 @@ from ctrlapi_async._limiter import ConcurrencyLimiter
 from ctrlapi_async._protocol.replies import Row, Rows
 from tests.support.clock import run
 from tests.support.oracle import RUNNING, SENT_TEXT, STATUS
+from tests.support.steps import watched
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from ctrlapi_async._protocol.requests import TaskCall
 
@@ -47,11 +48,11 @@ class EveryTaskRuns:
 
     def __init__(self, active: int = 0, *, barred: bool = False) -> None:
         self._active = range(active)
-        self._barred = barred
+        self.barred = barred
 
     async def send(self, method: str, calls: Sequence[TaskCall], **_: Any) -> list[Any]:
         await asyncio.sleep(0)
-        if self._barred:
+        if self.barred:
             raise AuthError("access denied", 403)
         ids = [self._active if call.task_ids is ALL_ACTIVE else call.task_ids for call in calls]
         return [Rows(list(self._rows(method, one))) for one in ids]
@@ -80,27 +81,6 @@ def run_over(targets: Targets, server: EveryTaskRuns) -> BulkRun:
     return BulkRun(targets, RunOptions(), context)
 
 
-@asynccontextmanager
-async def watched(progress: Callable[[], int]) -> AsyncIterator[list[int]]:
-    """Note how far things get from one turn of the event loop to the next."""
-    steps: list[int] = []
-
-    async def watch() -> None:
-        last = progress()
-        while True:
-            await asyncio.sleep(0)
-            steps.append(progress() - last)
-            last += steps[-1]
-
-    watcher = asyncio.create_task(watch())
-    await asyncio.sleep(0)
-    try:
-        yield steps
-    finally:
-        watcher.cancel()
-        await asyncio.wait([watcher])
-
-
 @pytest.mark.parametrize("form", [list, iter])
 @pytest.mark.parametrize("projects", [1, 40, 2000])
 def test_ids_are_read_a_few_thousand_in_a_turn(projects: int, form: Any) -> None:
@@ -118,60 +98,43 @@ def test_ids_are_read_a_few_thousand_in_a_turn(projects: int, form: Any) -> None
     run(main())
 
 
-@pytest.mark.parametrize("wait", [False, True])
-def test_outcomes_are_settled_and_taken_a_few_at_a_time(*, wait: bool) -> None:
-    one = run_over(Targets(listed={2: range(1, 20_001)}), EveryTaskRuns())
-    given = 0
+@pytest.mark.parametrize(
+    ("targets", "server", "wait", "most"),
+    [
+        # The most tasks in a turn that a run may learn of, settle, and hand over.
+        ({"listed": {2: range(20_000)}}, EveryTaskRuns(), False, (10_000, 8000, 1000)),
+        ({"listed": {2: range(20_000)}}, EveryTaskRuns(), True, (10_000, 8000, 0)),
+        ({"listed": {2: range(20_000)}}, EveryTaskRuns(barred=True), False, (10_000, 20_000, 5000)),
+        ({"all_active": (2,)}, EveryTaskRuns(active=40_000), True, (5000, 8000, 0)),
+    ],
+    ids=["taken", "waited for", "taken after the end", "all active"],
+)
+def test_outcomes_are_settled_and_taken_a_few_at_a_time(
+    targets: dict[str, Any], server: EveryTaskRuns, wait: bool, most: tuple[int, int, int]
+) -> None:
+    one = run_over(Targets(**targets), server)
+    taken = 0
 
     async def main() -> None:
-        nonlocal given
+        nonlocal taken
         async with (
-            watched(lambda: given) as steps,
+            watched(lambda: sum(one.counts.values())) as known,
             watched(lambda: one.progress.done) as settled,
+            watched(lambda: taken) as handed_over,
             StopRun(one) as stopping,
         ):
-            if wait:
-                await stopping.wait()
-            else:
-                async for _ in stopping:
-                    given += 1
-        assert one.counts[StopResult.STOP_SENT] == 20_000
-        assert wait or given == 20_000
-        assert max(steps) <= 2 * CHUNK
-        assert max(settled) <= 2 * AT_ONCE * CHUNK
-
-    run(main())
-
-
-def test_outcomes_of_a_run_that_has_ended_are_taken_a_few_at_a_time() -> None:
-    one = run_over(Targets(listed={2: range(20_000)}), EveryTaskRuns(barred=True))
-    given = 0
-
-    async def main() -> None:
-        nonlocal given
-        async with watched(lambda: given) as steps, StopRun(one) as stopping:
             with suppress(StopIncompleteError):
-                async for _ in stopping:
-                    given += 1
-        assert one.counts[StopResult.NOT_SENT] == given == 20_000
-        assert max(steps) <= 5000
-
-    run(main())
-
-
-def test_an_answer_about_all_active_tasks_is_taken_in_in_parts() -> None:
-    one = run_over(Targets(all_active=(2,)), EveryTaskRuns(active=40_000))
-
-    async def main() -> None:
-        async with (
-            watched(lambda: one.progress.done) as settled,
-            watched(lambda: sum(one.counts.values())) as read,
-            StopRun(one) as stopping,
-        ):
-            await stopping.wait()
-        assert one.counts[StopResult.STOP_SENT] == len(one.report) == 40_000
-        assert max(settled) <= 2 * AT_ONCE * CHUNK
-        assert max(read) <= 5000
+                if wait:
+                    await stopping.wait()
+                else:
+                    async for _ in stopping:
+                        taken += 1
+        total = 40_000 if "all_active" in targets else 20_000
+        result = StopResult.NOT_SENT if server.barred else StopResult.STOP_SENT
+        assert one.counts[result] == len(one.report) == total
+        assert taken == (0 if wait else total)
+        for steps, bound in zip((known, settled, handed_over), most, strict=True):
+            assert max(steps) <= bound
 
     run(main())
 

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ctrlapi_async import (
-    HttpError,
-    ProjectNotFoundError,
-    RetryPolicy,
-    StopIncompleteError,
-    StopResult,
-)
-from ctrlapi_async.simulator import (
-    Body,
-    ControlApiSimulator,
-    CutBody,
-    Drop,
-    HttpStatus,
-)
-from tests.support.clock import run
-from tests.support.simulated import (
-    STATUS,
-    STOP,
-    ended,
-    open_session,
-    rewrite_rows,
-    simulated,
-    simulator,
-)
+from ctrlapi_async import CtrlApiError, RetryPolicy, StopResult
+from ctrlapi_async.simulator import Body, ControlApiSimulator, CutBody, Drop, HttpStatus
+from tests.support.simulated import STATUS, STOP, ended, open_session, rewrite_rows, simulated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ctrlapi_async.simulator import Fault
+
+
+def each_row(row: Callable[[int], dict[str, Any]]) -> Fault:
+    """Return a fault that puts another row in the place of each task's."""
+    return rewrite_rows(lambda rows: [row(each["task_id"]) for each in rows])
 
 
 def logged(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
@@ -61,12 +46,10 @@ async def test_a_repeat_is_one_line_with_method_tasks_cause_attempt_and_seconds(
         await session.call(STATUS, {"project_id": 2, "task_ids": 1})
     assert logged(caplog, logging.WARNING) == []
     first, second, third = logged(caplog, logging.INFO)
-    assert (
-        first
-        == "TaskStatus of 1 task: attempt 2 in # s, after: HTTP 500 Internal Server Error from #"
-    )
-    assert second.startswith("TaskStatus of 1 task: attempt 3 in # s, after: the connection to #")
-    assert third.startswith("TaskStatus of 1 task: attempt 2 in # s, after: HTTP 502 Bad Gateway")
+    attempt = "TaskStatus of 1 task: attempt {} in # s, after: "
+    assert first == f"{attempt.format(2)}HTTP 500 Internal Server Error from #"
+    assert second.startswith(f"{attempt.format(3)}the connection to #")
+    assert third.startswith(f"{attempt.format(2)}HTTP 502 Bad Gateway")
     # And each request is a line for whoever debugs.
     assert logged(caplog, logging.DEBUG) == [
         "TaskStatus of 1 task: 500 after # ms",
@@ -104,11 +87,7 @@ async def test_an_unknown_status_is_warned_about_once_a_session(
     api: ControlApiSimulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.add_tasks(range(30))
-    api.fault(
-        rewrite_rows(
-            lambda rows: [{**row, "status": f"Dreaming {row['task_id'] % 2}"} for row in rows]
-        )
-    )
+    api.fault(each_row(lambda task_id: {"task_id": task_id, "status": f"Dreaming {task_id % 2}"}))
     async with open_session(api, 5) as session:
         for _ in range(2):
             report = await session.stop_running(2, range(30))
@@ -118,12 +97,11 @@ async def test_an_unknown_status_is_warned_about_once_a_session(
             f"unknown status 'Dreaming {n}': taken for not Running" for n in (0, 1)
         ]
         api.clear_faults()
-        long = rewrite_rows(
-            lambda rows: [{**row, "status": f"{row['task_id']}" * 999} for row in rows]
-        )
-        api.fault(long)
+        api.fault(each_row(lambda task_id: {"task_id": task_id, "status": "Dozing" * 999}))
         await session.stop_running(2, range(30))
-    assert all(len(line) < 200 for line in logged(caplog, logging.WARNING))
+    long = logged(caplog, logging.WARNING)[-1]
+    assert "Dozing" in long
+    assert len(long) < 200
 
 
 @simulated()
@@ -137,22 +115,17 @@ async def test_a_run_without_faults_says_nothing_above_debug(
     assert capsys.readouterr() == ("", "")
 
 
-LONG: dict[str, Callable[[], Any]] = {
-    "a page": lambda: HttpStatus(500, body="x" * 150_000),
-    "a title": lambda: HttpStatus(404, body=f"<title>{'x' * 150_000}</title>"),
-    "a location": lambda: HttpStatus(302, headers={"Location": "http://" + "x" * 7000}),
-    "a refusal": lambda: Body('{"reply": [{"error": "%s"}]}' % ("x" * 150_000)),
-    "no JSON": lambda: Body("x" * 150_000),
-    "a row's error": lambda: rewrite_rows(
-        lambda rows: [{"task_id": row["task_id"], "error": "x" * 9000} for row in rows]
-    ),
-    "errors beside no rows": lambda: Body(
-        '{"reply": [{"result": [], "errors": ["%s"]}]}' % ("x" * 150_000)
-    ),
-    "a row that cannot be read": lambda: rewrite_rows(
-        lambda rows: [{"task_id": row["task_id"], "status": ["x" * 9000]} for row in rows]
-    ),
-    "a bad id": lambda: rewrite_rows(lambda rows: [{"task_id": "x" * 9000} for _ in rows]),
+X = "x" * 9000
+LONG: dict[str, Fault] = {
+    "a page": HttpStatus(500, body=X * 17),
+    "a title": HttpStatus(404, body=f"<title>{X * 17}</title>"),
+    "a location": HttpStatus(302, headers={"Location": f"http://{X[:7000]}"}),
+    "a refusal": Body(f'{{"reply": [{{"error": "{X * 17}"}}]}}'),
+    "no JSON": Body(X * 17),
+    "errors beside no rows": Body(f'{{"reply": [{{"result": [], "errors": ["{X * 17}"]}}]}}'),
+    "a row's error": each_row(lambda task_id: {"task_id": task_id, "error": X}),
+    "a row that cannot be read": each_row(lambda task_id: {"task_id": task_id, "status": [X]}),
+    "a bad id": each_row(lambda _: {"task_id": X}),
 }
 
 
@@ -160,10 +133,10 @@ LONG: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("fault", LONG.values(), ids=LONG)
 @simulated()
 async def test_no_text_is_longer_than_500_characters(
-    api: ControlApiSimulator, fault: Callable[[], Any], method: str
+    api: ControlApiSimulator, fault: Fault, method: str
 ) -> None:
     api.add_tasks(range(100))
-    api.fault(fault(), method=method)
+    api.fault(fault, method=method)
     async with open_session(api, 50, retry=RetryPolicy(attempts=2, wait_initial=0)) as session:
         report, error = await ended(session.stop_running(2, range(100)))
         texts = [outcome.error or "" for outcome in report.values()]
@@ -172,31 +145,10 @@ async def test_no_text_is_longer_than_500_characters(
         assert len(str(error or "")) <= 500
         assert len(report.to_json()) < 100 * 1500
         params = {"project_id": 2, "task_ids": 1}
-        met: tuple[Any] = await asyncio.gather(session.call(method, params), return_exceptions=True)
-        assert not isinstance(met[0], Exception) or len(str(met[0])) <= 500
-
-
-def test_a_bad_status_line_is_not_repeated_in_every_outcome() -> None:
-    async def main() -> None:
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"x" * 7000 + b"\r\n\r\n")
-            writer.close()
-            await writer.wait_closed()
-
-        server = await asyncio.start_server(answer, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        api = simulator()
-        api._port = port
-        async with open_session(api, 500) as session:
-            report, error = await ended(session.stop_running(2, range(1000)))
-        server.close()
-        await server.wait_closed()
-        assert error is not None
-        assert len(report.to_json()) < 1000 * 700
-        await asyncio.sleep(1)
-
-    run(main())
+        try:
+            await session.call(method, params)
+        except CtrlApiError as met:
+            assert len(str(met)) <= 500  # noqa: PT017 - it may come or not
 
 
 @simulated()
@@ -213,26 +165,3 @@ async def test_incomplete_error_says_how_many_tasks_and_names_the_first_cause(
         assert str(other) == (
             "1 of 2 tasks without an answer: TaskStatus: project 9 does not exist"
         )
-
-
-@simulated()
-async def test_causes_are_reached_by_except_star_and_the_error_itself_by_except(
-    api: ControlApiSimulator,
-) -> None:
-    api.add_task(1)
-    caught: list[BaseException] = []
-    async with open_session(api) as session:
-        try:
-            await session.stop_running_across({2: [1], 9: [77]})
-        except* ProjectNotFoundError as group:
-            caught.append(group)
-        try:
-            await session.stop_running_across({2: [1], 9: [77]})
-        except StopIncompleteError as error:
-            caught.append(error)
-    for one in caught:
-        assert isinstance(one, StopIncompleteError)
-        assert one.report[77].error == "project 9 does not exist"
-    # Python refuses `except* StopIncompleteError`, as it does for every group; the docs say so.
-    assert "`except*` refuses to catch groups" in (StopIncompleteError.__doc__ or "")
-    assert not isinstance(caught[0].exceptions[0], HttpError)  # type: ignore[attr-defined]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
+
+import aiohttp
 
 from ctrlapi_async._transport import Transport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from ssl import SSLContext
+
+    Writes = Callable[[asyncio.StreamWriter], Awaitable[None]]
+    Answer = bytes | Writes
 
 
 class RawServer:
@@ -21,7 +26,7 @@ class RawServer:
         answer: Writes an answer to a request.
     """
 
-    def __init__(self, answer: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> None:
+    def __init__(self, answer: Writes) -> None:
         self.answer = answer
         self.heads: list[bytes] = []
         self.bodies: list[bytes] = []
@@ -76,7 +81,7 @@ class RawServer:
 
 @asynccontextmanager
 async def raw_server(
-    answer: bytes | Callable[[asyncio.StreamWriter], Awaitable[None]],
+    answer: Answer,
     ssl: SSLContext | None = None,
 ) -> AsyncIterator[RawServer]:
     """Serve on a free port.
@@ -118,6 +123,26 @@ async def transport(url: str, **options: Any) -> AsyncIterator[Transport]:
         yield made
     finally:
         await made.close()
+
+
+@asynccontextmanager
+async def served(
+    answer: Answer,
+    given: dict[str, Any] | None = None,
+    **options: Any,
+) -> AsyncIterator[tuple[RawServer, Transport]]:
+    """Open a transport to a server of its own.
+
+    Args:
+        answer: What is written after each request, or a function that writes it.
+        given: What a client of the caller's is made with; None: there is none.
+        options: The transport's.
+    """
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(raw_server(answer))
+        if given is not None:
+            options["client"] = await stack.enter_async_context(aiohttp.ClientSession(**given))
+        yield server, await stack.enter_async_context(transport(server.url, **options))
 
 
 def response(body: bytes = b"{}", status: str = "200 OK", **headers: str) -> bytes:

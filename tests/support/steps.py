@@ -1,9 +1,10 @@
-"""Strikes before a chosen step of a loop's tasks, and what is left of a client afterwards."""
+"""Strikes before a chosen step of a loop's tasks, what is left of a client, others' turns."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager
 from typing import Any
 
 Strike = Callable[[], object]
@@ -79,3 +80,24 @@ def assert_nothing_left() -> None:
         if module.startswith("ctrlapi_async._") and not timer.cancelled():
             left.append(timer)
     assert not left
+
+
+@asynccontextmanager
+async def watched(progress: Callable[[], float] = lambda: 0) -> AsyncIterator[list[float]]:
+    """Note how far things get from one turn of the event loop to the next."""
+    steps: list[float] = []
+
+    async def watch() -> None:
+        last = progress()
+        while True:
+            await asyncio.sleep(0)
+            steps.append(progress() - last)
+            last += steps[-1]
+
+    watcher = asyncio.create_task(watch())
+    await asyncio.sleep(0)
+    try:
+        yield steps
+    finally:
+        watcher.cancel()
+        await asyncio.wait([watcher])
