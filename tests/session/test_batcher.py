@@ -8,8 +8,6 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ctrlapi_async import (
     ControlSession,
@@ -21,8 +19,7 @@ from ctrlapi_async import (
     StopResult,
 )
 from ctrlapi_async._bulk.batcher import Batcher
-from ctrlapi_async.simulator import STATUSES, ControlApiSimulator, Drop, HttpStatus
-from tests.support.clock import run
+from ctrlapi_async.simulator import ControlApiSimulator, HttpStatus
 from tests.support.simulated import (
     STATUS,
     STOP,
@@ -30,7 +27,6 @@ from tests.support.simulated import (
     costs,
     open_session,
     simulated,
-    simulator,
     stopped,
     turns,
 )
@@ -94,39 +90,22 @@ async def test_one_caller_gets_what_stop_running_would_report(api: ControlApiSim
 
 
 @simulated()
-async def test_a_task_wanted_by_many_is_asked_for_once(api: ControlApiSimulator) -> None:
-    api.add_tasks([1, 2])
-    async with open_session(api) as session:
-        outcomes = await asyncio.gather(*(session.stop(2, n) for n in [1, 2, 1, 1]))
-    assert [(outcome.task_id, outcome.result) for outcome in outcomes] == [
-        (n, SENT) for n in [1, 2, 1, 1]
-    ]
-    assert api.counters.ids == {STATUS: 2, STOP: 2}
-
-
-@simulated()
-async def test_callers_of_many_projects_share_requests(api: ControlApiSimulator) -> None:
+async def test_callers_share_requests_whatever_their_projects_and_ask_once_for_a_task(
+    api: ControlApiSimulator,
+) -> None:
     for n in range(100):
         api.add_task(n, project_id=n)
-    async with open_session(api) as session:
-        outcomes = await asyncio.gather(*(session.stop(n, n) for n in range(100)))
-    assert [(each.project_id, each.result) for each in outcomes] == [(n, SENT) for n in range(100)]
-    assert costs(api) == (1, 1)
-
-
-@simulated()
-async def test_one_id_under_two_projects(api: ControlApiSimulator) -> None:
-    api.add_tasks([5, 6], project_id=2)
-    api.add_tasks([7], project_id=3)
-    wanted = [(2, 5), (3, 5), (2, 5), (2, 6), (3, 7), (3, 6)]
+    wanted = [*((n, n) for n in range(100)), (2, 5), (5, 5), (3, 5), (2, 2)]
     async with open_session(api) as session:
         outcomes = await asyncio.gather(*(session.stop(*pair) for pair in wanted))
-    assert [(outcome.project_id, outcome.task_id) for outcome in outcomes] == wanted
-    assert [outcome.result for outcome in outcomes] == [
-        StopResult.NOT_FOUND if pair in {(3, 5), (3, 6)} else SENT for pair in wanted
-    ]
-    assert stopped(api) == {5, 6, 7}
-    assert api.counters.ids[STOP] == 3
+        assert [(outcome.project_id, outcome.task_id) for outcome in outcomes] == wanted
+        assert [outcome.result for outcome in outcomes] == [
+            SENT if project_id == task_id else StopResult.NOT_FOUND
+            for project_id, task_id in wanted
+        ]
+    assert stopped(api) == set(range(100))
+    assert api.counters.ids[STOP] == 100
+    assert costs(api)[1] == 1
 
 
 # --- when a batch leaves --------------------------------------------------------------------------
@@ -168,36 +147,21 @@ async def test_a_batch_waits_for_callers_as_long_as_it_may_linger(
 # --- each caller's own outcome or error -----------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("project_id", "task_id", "kind"),
-    [(2, -1, ValueError), (2, 2**63, ValueError), (2, True, TypeError), ("2", 1, TypeError)],
-)
-@simulated()
-async def test_a_bad_argument_touches_no_other_caller(
-    api: ControlApiSimulator, project_id: Any, task_id: Any, kind: type[Exception]
-) -> None:
-    api.add_task(1)
-    async with open_session(api) as session:
-        good, bad = await answers([caller(session, 1), caller(session, task_id, project_id)])
-    assert good.result is SENT
-    assert type(bad) is kind
-    assert api.counters.ids == {STATUS: 1, STOP: 1}
-
-
 @simulated()
 async def test_each_caller_gets_the_error_of_its_own_task(api: ControlApiSimulator) -> None:
-    api.add_tasks([1, 2])
-    api.add_task(3, "Stalled")
-    wanted = [(2, 1), (8, 80), (2, 3), (9, 90), (2, 44), (2, 2), (8, 81)]
+    api.add_task(1)
+    wanted: list[Any] = [(2, 1), (8, 80), (2, 44), (9, 90), (8, 81), (2, -1), (2, True), ("2", 1)]
     async with open_session(api) as session:
-        results = await answers([caller(session, n, project_id) for project_id, n in wanted])
-    good, eight, stalled, nine, absent, good_too, eight_too = results
-    assert good.result is good_too.result is SENT
-    assert (stalled.result, stalled.status) == (StopResult.NOT_RUNNING, "Stalled")
+        results = await answers([caller(session, n, project) for project, n in wanted])
+    good, _, absent, *_ = results
+    assert good.result is SENT
     assert absent.result is StopResult.NOT_FOUND
-    for error, task_id, project_id in ((eight, 80, 8), (nine, 90, 9), (eight_too, 81, 8)):
+    assert list(map(type, results[5:])) == [ValueError, TypeError, TypeError]
+    for place in (1, 3, 4):
+        project_id, task_id = wanted[place]
         words = f"project {project_id} does not exist"
-        assert the_error_of(error, task_id).report[task_id] == StopOutcome(
+        error = the_error_of(results[place], task_id)
+        assert error.report[task_id] == StopOutcome(
             task_id, project_id, StopResult.NOT_SENT, None, words
         )
         [cause] = error.exceptions
@@ -208,11 +172,9 @@ async def test_each_caller_gets_the_error_of_its_own_task(api: ControlApiSimulat
 @pytest.mark.parametrize(
     ("faults", "result"),
     [
-        ({STATUS: Drop()}, StopResult.NOT_SENT),
         ({STATUS: HttpStatus(401)}, StopResult.NOT_SENT),
         ({STOP: HttpStatus(429)}, StopResult.NOT_SENT),
         ({STOP: HttpStatus(503)}, StopResult.UNCONFIRMED),
-        ({STOP: Drop(effect=True), "later": Drop()}, StopResult.UNCONFIRMED),
     ],
     ids=str,
 )
@@ -221,11 +183,8 @@ async def test_callers_without_an_answer_get_errors_of_their_own(
     api: ControlApiSimulator, faults: dict[str, Fault], result: StopResult
 ) -> None:
     api.add_tasks([1, 2])
-    if later := faults.get("later"):
-        api.fault(later, method=STATUS, number=2, every=True)
-    for method in (STATUS, STOP):
-        if method in faults:
-            api.fault(faults[method], method=method)
+    for method, fault in faults.items():
+        api.fault(fault, method=method)
     async with open_session(api) as session:
         errors = await answers([caller(session, n) for n in (1, 2, 2)])
     assert len(set(map(id, errors))) == 3
@@ -242,57 +201,27 @@ async def test_callers_without_an_answer_get_errors_of_their_own(
 # --- cancelling -----------------------------------------------------------------------------------
 
 
-@simulated()
-async def test_the_task_of_a_caller_cancelled_before_its_batch_leaves_is_in_no_request(
-    api: ControlApiSimulator,
-) -> None:
-    api.add_tasks([1, 2, 3])
-    async with open_session(api) as session:
-        callers = [caller(session, n) for n in (1, 2, 3)]
-        await turns(1)
-        callers[1].cancel()
-        results = await answers(callers)
-    assert isinstance(results[1], asyncio.CancelledError)
-    assert stopped(api) == {1, 3}
-    assert asked(api, STATUS) == asked(api, STOP) == [[1, 3]]
-
-
-@pytest.mark.parametrize("count", range(8))
-@simulated()
-async def test_a_caller_cancelled_in_any_turn_touches_no_other(
-    api: ControlApiSimulator, count: int
-) -> None:
-    api.add_tasks([1, 2, 3])
-    async with open_session(api) as session:
-        with api.hold(STATUS, effect=True):
-            callers = [caller(session, n) for n in (1, 2, 3)]
-            await turns(count)
-            callers[1].cancel()
-            await asyncio.wait([callers[1]])
-        results = await answers(callers)
-    assert isinstance(results[1], asyncio.CancelledError)
-    assert [results[n].result for n in (0, 2)] == [SENT] * 2
-    assert stopped(api) == {1, 3}
-
-
 @pytest.mark.parametrize("also", [False, True])
 @pytest.mark.parametrize("wanted", [(1, 2, 3), range(1, 6001)], ids=len)
+@pytest.mark.parametrize("left", [None, STATUS, STOP])
 @simulated()
 async def test_a_task_is_left_alone_when_its_last_caller_is_cancelled_before_the_stop(
-    api: ControlApiSimulator, wanted: Iterable[int], also: bool
+    api: ControlApiSimulator, wanted: Iterable[int], left: str | None, *, also: bool
 ) -> None:
+    """A stop that left is not taken back, and no other caller is touched."""
     api.add_tasks(wanted)
-    async with open_session(api) as session:
-        with api.hold(STATUS, effect=True):
+    async with open_session(api, 6000) as session:
+        with api.hold(left, effect=left is STATUS):
             callers = [caller(session, n) for n in (*wanted, *[2] * also)]
-            await api.wait_for_requests(1)
+            await (api.wait_for_requests(1, left) if left else turns(1))
             callers[1].cancel()
             await asyncio.wait([callers[1]])
         results = await answers(callers)
     assert isinstance(results.pop(1), asyncio.CancelledError)
     assert {outcome.result for outcome in results} == {SENT}
-    assert stopped(api) == {n for n in wanted if n != 2 or also}
+    assert stopped(api) == {n for n in wanted if n != 2 or also or left is STOP}
     assert api.counters.ids[STOP] == len(stopped(api))
+    assert (2 in asked(api, STATUS)[0]) == (also or left is not None)
 
 
 @simulated()
@@ -308,39 +237,6 @@ async def test_a_caller_cancelled_while_its_check_waits_to_be_repeated(
         callers[0].cancel()
         assert (await callers[1]).result is SENT
     assert [set(record.ids) for record in api.log] == [{1, 2}, {2}, {2}]
-
-
-@simulated()
-async def test_a_stop_that_left_is_not_taken_back(api: ControlApiSimulator) -> None:
-    api.add_tasks([1, 2])
-    async with open_session(api) as session:
-        with api.hold(STOP):
-            callers = [caller(session, n) for n in (1, 2)]
-            await api.wait_for_requests(1, STOP)
-            callers[0].cancel()
-            await asyncio.wait([callers[0]])
-        results = await answers(callers)
-    assert isinstance(results[0], asyncio.CancelledError)
-    assert results[1].result is SENT
-    assert stopped(api) == {1, 2}
-
-
-@pytest.mark.parametrize("count", range(5))
-@simulated()
-async def test_a_session_goes_on_when_all_callers_are_cancelled(
-    api: ControlApiSimulator, count: int
-) -> None:
-    api.add_tasks([*range(5), 99])
-    async with open_session(api) as session:
-        with api.hold(STATUS, number=1):
-            callers = [caller(session, n) for n in range(5)]
-            await turns(count)
-            for each in callers:
-                each.cancel()
-            results = await answers(callers)
-        assert {type(result) for result in results} == {asyncio.CancelledError}
-        assert (await session.stop(2, 99)).result is SENT
-    assert stopped(api) == {99}
 
 
 @simulated()
@@ -361,73 +257,30 @@ async def test_a_task_can_be_wanted_again_after_its_caller_gave_up(
 # --- closing --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", range(8))
+@pytest.mark.parametrize("count", [1, 3, 8])
 @pytest.mark.parametrize("linger", [0, 60])
-@pytest.mark.parametrize("busy", [False, True])
 @simulated()
 async def test_a_session_that_closes_answers_whoever_waits(
-    api: ControlApiSimulator, count: int, linger: float, busy: bool
+    api: ControlApiSimulator, count: int, linger: float
 ) -> None:
     api.add_tasks([1, 2, 3])
     with api.hold(STATUS):
         async with open_session(api, linger=linger) as session:
-            if busy:
-                await session.stopping(2, [3]).__aenter__()
-                await api.wait_for_requests(1)
             callers = [caller(session, n) for n in (1, 2, 1)]
-            await turns(1 + count)
+            gone = caller(session, 3)
+            call = asyncio.create_task(session.call(STATUS, {"project_id": 2, "task_ids": 1}))
+            await turns(count)
+            gone.cancel()
         assert all(each.done() for each in callers)
         errors = await answers(callers)
+    assert gone.cancelled()
+    assert isinstance(call.exception(), RequestError)
     for task_id, error in zip([1, 2, 1], errors, strict=True):
         assert the_error_of(error, task_id).report[task_id].result is StopResult.NOT_SENT
         assert [type(cause) for cause in error.exceptions] == [RequestError]
         assert "closed" in str(error)
         assert pickle.loads(pickle.dumps(error)).report == error.report
     assert not stopped(api)
-
-
-@simulated()
-async def test_a_session_that_closes_while_stops_are_under_way(api: ControlApiSimulator) -> None:
-    api.add_tasks([1, 2])
-    with api.hold(STOP):
-        async with open_session(api) as session:
-            callers = [caller(session, n) for n in (1, 2)]
-            await api.wait_for_requests(1, STOP)
-        errors = await answers(callers)
-    assert [the_error_of(error, n).report[n].result for n, error in enumerate(errors, 1)] == [
-        StopResult.UNCONFIRMED
-    ] * 2
-
-
-@simulated()
-async def test_a_session_left_by_an_error_answers_whoever_waits(api: ControlApiSimulator) -> None:
-    api.add_task(1)
-    callers = []
-
-    async def leave() -> None:
-        async with open_session(api) as session:
-            callers.append(caller(session, 1))
-            await api.wait_for_requests(1)
-            raise ZeroDivisionError
-
-    with api.hold(STATUS), pytest.raises(ZeroDivisionError):
-        await leave()
-    the_error_of(callers[0].exception(), 1)
-
-
-@simulated()
-async def test_a_caller_cancelled_before_the_session_closes_is_cancelled(
-    api: ControlApiSimulator,
-) -> None:
-    api.add_tasks(range(2))
-    async with open_session(api, linger=1000) as session:
-        callers = [caller(session, 0), caller(session, 1)]
-        await turns(2)
-        callers[0].cancel()
-    cancelled, other = await answers(callers)
-    assert isinstance(cancelled, asyncio.CancelledError)
-    the_error_of(other, 1)
-    assert costs(api) == (0, 0)
 
 
 def test_nobody_waits_for_a_batch_that_was_interrupted() -> None:
@@ -443,87 +296,3 @@ def test_nobody_waits_for_a_batch_that_was_interrupted() -> None:
             runner.run(asyncio.sleep(1))
         runner.run(asyncio.sleep(0))
         assert waiting.cancelled()
-
-
-# --- any callers, any cancellations ---------------------------------------------------------------
-
-
-def check_answer(answer: Any, task_id: int, project_id: int, status: str) -> None:
-    """Check what a caller got for a task of project 2; there is no project 9."""
-    if project_id == 9:
-        the_error_of(answer, task_id)
-        return
-    assert isinstance(answer, StopOutcome), answer
-    assert (answer.task_id, answer.project_id) == (task_id, project_id)
-    if project_id == 3 or status == "absent":
-        assert answer.result is StopResult.NOT_FOUND
-    elif status == "Running":
-        assert answer.result is SENT
-    else:
-        assert (answer.result, answer.status) == (StopResult.NOT_RUNNING, status)
-
-
-@given(
-    statuses=st.lists(st.sampled_from((*STATUSES, "Running", "Running", "absent")), max_size=12),
-    wishes=st.lists(
-        st.tuples(
-            st.integers(0, 11),
-            st.sampled_from([2, 2, 2, 3, 9]),
-            st.sampled_from(["stays", "stays", "before", "checked"]),
-        ),
-        max_size=25,
-    ),
-    chunk=st.integers(1, 6),
-    at_once=st.integers(1, 4),
-    faults=st.dictionaries(
-        st.integers(1, 10),
-        st.sampled_from([HttpStatus(503), Drop(), Drop(effect=True), HttpStatus(500)]),
-        max_size=3,
-    ),
-)
-def test_callers_do_not_touch_each_other(
-    statuses: list[str],
-    wishes: list[tuple[int, int, str]],
-    chunk: int,
-    at_once: int,
-    faults: dict[int, Fault],
-) -> None:
-    async def main() -> None:
-        api = simulator()
-        for project_id in (2, 3):
-            api.add_project(project_id)
-        for task_id, status in present.items():
-            api.add_task(task_id, status)
-        api.fault_when = lambda record: faults.get(record.number)
-        async with api, open_session(api, chunk, at_once) as session:
-            with api.hold(STOP):
-                callers = [caller(session, n, project_id) for n, project_id, _ in wishes]
-                await turns(1)
-                cancel(callers, "before")
-                if requestable:
-                    await api.wait_for_requests(1)
-                cancel(callers, "checked")
-                early = {n for ids in asked(api, STOP) for n in ids}
-            results = await answers(callers)
-
-        for (task_id, project_id, when), result in zip(wishes, results, strict=True):
-            if when == "stays":
-                check_answer(result, task_id, project_id, present.get(task_id, "absent"))
-            else:
-                assert isinstance(result, asyncio.CancelledError)
-        assert stopped(api) >= wanted & running
-        # What nobody wants any more is only stopped where the stop had left already.
-        assert stopped(api) <= (wanted | early) & running
-        assert {task_id for record in api.log for task_id in record.ids} <= requestable
-        assert all(task.stop_requests <= 1 for task in api.tasks.values())
-
-    def cancel(callers: list[asyncio.Task[StopOutcome]], moment: str) -> None:
-        for each, (_, _, when) in zip(callers, wishes, strict=True):
-            if when == moment:
-                each.cancel()
-
-    present = {n: status for n, status in enumerate(statuses) if status != "absent"}
-    running = {n for n, status in present.items() if status == "Running"}
-    requestable = {n for n, _, when in wishes if when != "before"}
-    wanted = {n for n, project_id, when in wishes if when == "stays" and project_id == 2}
-    run(main())

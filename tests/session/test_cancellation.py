@@ -42,7 +42,6 @@ from tests.support.oracle import Oracle
 from tests.support.simulated import (
     STATUS,
     STOP,
-    arriving,
     disconnected,
     open_session,
     simulated,
@@ -53,7 +52,7 @@ from tests.support.steps import Steps, assert_nothing_left
 from tests.support.witness import Witness
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from pathlib import Path
 
     from ctrlapi_async import StopRun
@@ -70,9 +69,15 @@ LATE: Final = RetryPolicy(attempts=6, wait_initial=1e6, wait_max=1e6, timeout=No
 AT_ONCE: Final = 3
 
 
-def quick_loop() -> JumpingLoop:
-    """Return a loop that soon takes sockets for idle: both of their ends are in this process."""
-    return JumpingLoop(grace=0.0005)
+def try_before_any_step(
+    play: Callable[[int], Coroutine[Any, Any, bool]], stride: int, first: int = 0
+) -> None:
+    """Play again and again, struck later each time, until the end comes before the strike."""
+    before = first
+    # Sockets soon count as idle: both of their ends are in this process.
+    while run(play(before), lambda: JumpingLoop(grace=0.0005)):
+        before += stride
+    assert before > 25
 
 
 def small(
@@ -384,15 +389,15 @@ async def assert_every_slot_is_free(session: ControlSession, api: ControlApiSimu
 def test_a_run_may_end_before_any_step(
     ending: str, first: int, stride: int, scenario: Scenario
 ) -> None:
-    before = first
-    while run(Play(scenario, ending).play(before), quick_loop):
-        before += stride * scenario.stride
-    assert before > 25
+    try_before_any_step(
+        lambda before: Play(scenario, ending).play(before), stride * scenario.stride, first
+    )
 
 
 @pytest.mark.parametrize(("world", "script"), [(calm, no_faults), (lacking, trouble)])
-def test_whoever_holds_the_session_may_be_cancelled_before_any_step(
-    world: World, script: Script
+@pytest.mark.parametrize("more", [0, 20])
+def test_whoever_holds_the_session_may_be_cancelled_before_any_step_and_again_and_again(
+    world: World, script: Script, more: int
 ) -> None:
     async def work(api: ControlApiSimulator) -> None:
         async with small(api) as session:
@@ -406,7 +411,13 @@ def test_whoever_holds_the_session_may_be_cancelled_before_any_step(
             world(api)
             api.fault_when = script
             task = asyncio.create_task(work(api))
-            steps.arm(task, task.cancel)
+
+            def strike(more: int) -> None:
+                task.cancel()
+                if more:  # while the session closes, too
+                    asyncio.get_running_loop().call_soon(strike, more - 1)
+
+            steps.arm(task, partial(strike, more))
             await asyncio.wait([task])
             assert_nothing_left()
             await disconnected(api)
@@ -414,10 +425,7 @@ def test_whoever_holds_the_session_may_be_cancelled_before_any_step(
         assert steps.struck or task.result() is None
         return steps.struck
 
-    before = 0
-    while run(play(before), quick_loop):
-        before += 5
-    assert before > 25
+    try_before_any_step(play, 5)
 
 
 # --- single stops that share requests -------------------------------------------------------------
@@ -437,6 +445,7 @@ class Gathering:
 
     def __init__(self, world: World, script: Script, ending: str) -> None:
         self.world, self.script, self.ending = world, script, ending
+        self.oracle = Oracle(attempts=6)
         self.begun: set[int] = set()
         self.waiting: set[int] = set()
         self.unasked: set[int] = set()
@@ -444,39 +453,32 @@ class Gathering:
 
     async def play(self, before: int) -> bool:
         """Play it, and return whether the end came before all were answered."""
-        steps = Steps(before)
+        steps, closing = Steps(before), asyncio.Event()
         async with simulator() as api:
             self.world(api)
             api.add_task(29)
-            oracle = Oracle(attempts=6)
             for task_id in {29, *WANTED}:
-                oracle.ask(project_of(task_id), [task_id])
-            Witness(api, self.script, oracle)
-            callers = await self._play(api, steps)
+                self.oracle.ask(project_of(task_id), [task_id])
+            Witness(api, self.script, self.oracle)
+            async with small(api) as session:
+                callers = [asyncio.create_task(self._call(session, n)) for n in range(len(WANTED))]
+                everyone = asyncio.create_task(asyncio.wait(callers))
+                everyone.add_done_callback(lambda _: closing.set())
+                steps.arm(everyone, partial(self._strike, api, callers, closing))
+                await closing.wait()
+                if self.ending != "close":  # the session goes on as if nothing had been
+                    assert (await session.stop(2, 29)).result is STOP_SENT
+                    if self.script is no_faults:
+                        await assert_every_slot_is_free(session, api)
+            await everyone
             assert_nothing_left()
             await disconnected(api)
+            if self.ending == "close" and steps.struck:
+                assert api.counters.requests <= self.requests + AT_ONCE
             for number, caller in enumerate(callers):
-                self._assert_fate(number, caller, oracle, api)
+                self._assert_fate(number, caller, api)
         assert steps.struck or not any(caller.cancelled() for caller in callers)
         return steps.struck
-
-    async def _play(
-        self, api: ControlApiSimulator, steps: Steps
-    ) -> list[asyncio.Task[StopOutcome]]:
-        closing = asyncio.Event()
-        async with small(api) as session:
-            callers = [asyncio.create_task(self._call(session, n)) for n in range(len(WANTED))]
-            everyone = asyncio.create_task(self._wait(callers, closing))
-            steps.arm(everyone, partial(self._strike, api, callers, closing))
-            await closing.wait()
-            if self.ending != "close":  # the session goes on as if nothing had been
-                assert (await session.stop(2, 29)).result is STOP_SENT
-                if self.script is no_faults:
-                    await assert_every_slot_is_free(session, api)
-        await everyone
-        if self.ending == "close" and steps.struck:
-            assert api.counters.requests <= self.requests + AT_ONCE
-        return callers
 
     def _strike(
         self,
@@ -485,8 +487,7 @@ class Gathering:
         closing: asyncio.Event,
     ) -> None:
         self.unasked = set(WANTED).difference(*(record.ids for record in api.log))
-        self.waiting = set(self.begun)
-        self.requests = api.counters.requests
+        self.waiting, self.requests = set(self.begun), api.counters.requests
         for number in VICTIMS[self.ending]:
             callers[number].cancel()
         if self.ending == "close":
@@ -494,21 +495,13 @@ class Gathering:
 
     async def _call(self, session: ControlSession, number: int) -> StopOutcome:
         # Some come while others are served; those who want the same task come together.
-        await turns(WANTED[number] % 5 * 4)
-        self.begun.add(number)
         task_id = WANTED[number]
+        await turns(task_id % 5 * 4)
+        self.begun.add(number)
         return await session.stop(project_of(task_id), task_id)
 
-    async def _wait(self, callers: list[asyncio.Task[StopOutcome]], closing: asyncio.Event) -> None:
-        await asyncio.wait(callers)
-        closing.set()
-
     def _assert_fate(
-        self,
-        number: int,
-        caller: asyncio.Task[StopOutcome],
-        oracle: Oracle,
-        api: ControlApiSimulator,
+        self, number: int, caller: asyncio.Task[StopOutcome], api: ControlApiSimulator
     ) -> None:
         task_id = WANTED[number]
         project_id = project_of(task_id)
@@ -516,27 +509,25 @@ class Gathering:
             assert number in VICTIMS[self.ending]
             if WANTED.count(task_id) == 1 and task_id in self.unasked and task_id in api.tasks:
                 assert not api.tasks[task_id].stop_requests  # it was left alone
-        elif isinstance(error := caller.exception(), StopIncompleteError):
-            [outcome] = error.report.values()
-            assert (outcome.task_id, outcome.project_id) == (task_id, project_id)
-            assert outcome.result in UNANSWERED
-            oracle.check_truth(api.tasks, {task_id: outcome}, sound=True)
-            # Of the reasons each caller is told those of the own task.
-            kinds = {type(cause) for cause in error.exceptions}
-            if kinds == {ProjectNotFoundError}:
-                assert project_id == 4
-            else:
-                assert self.ending == "close"
-                assert ProjectNotFoundError not in kinds or project_id == 4
-        elif error is not None:
-            assert isinstance(error, RuntimeError), error
+            return
+        error = caller.exception()
+        if isinstance(error, RuntimeError):
             assert self.ending == "close"
             assert number not in self.waiting
-        else:
+            return
+        if error is None:
             outcome = caller.result()
-            assert (outcome.task_id, outcome.project_id) == (task_id, project_id)
-            oracle.check_truth(api.tasks, {task_id: outcome}, sound=True)
-            oracle.check_outcome(outcome)
+            self.oracle.check_outcome(outcome)
+        else:
+            assert isinstance(error, StopIncompleteError), error
+            [outcome] = error.report.values()
+            assert outcome.result in UNANSWERED
+            # Of the reasons each caller is told those of the own task.
+            kinds = {type(cause) for cause in error.exceptions}
+            assert self.ending == "close" or kinds == {ProjectNotFoundError}
+            assert ProjectNotFoundError not in kinds or project_id == 4
+        assert (outcome.task_id, outcome.project_id) == (task_id, project_id)
+        self.oracle.check_truth(api.tasks, {task_id: outcome}, sound=True)
 
 
 @pytest.mark.parametrize(
@@ -546,73 +537,44 @@ class Gathering:
 def test_gathered_callers_may_end_before_any_step(
     ending: str, world: World, script: Script, stride: int
 ) -> None:
-    before = 0
-    while run(Gathering(world, script, ending).play(before), quick_loop):
-        before += stride
-    assert before > 25
+    try_before_any_step(lambda before: Gathering(world, script, ending).play(before), stride)
 
 
 # --- in the middle of any wait --------------------------------------------------------------------
 
 
-class Wait(NamedTuple):
-    """What a run over sixteen tasks waits for.
-
-    Args:
-        fault: What happens to every request of a method.
-        method: The method.
-        results: What the tasks end as.
-        seconds: When the run is ended.
-        task: How the simulator's tasks are.
-        options: Options of the run.
-    """
-
-    fault: Fault | None
-    method: str
-    results: dict[StopResult, int]
-    seconds: float = 10.0
-    task: dict[str, Any] = {}  # noqa: RUF012 - nobody changes it
-    options: dict[str, Any] = {}  # noqa: RUF012 - nobody changes it
-
-
 NOTHING_SENT: Final = {NOT_SENT: 16}
-WAITS: Final = {
-    # With two slots: one request in each, and the others wait for them.
-    "an answer to a check": Wait(Hang(), STATUS, NOTHING_SENT),
-    "an answer to a stop": Wait(Hang(effect=True), STOP, {UNCONFIRMED: 8, NOT_SENT: 8}),
-    "the rest of a check": Wait(SlowBody(interval=1), STATUS, NOTHING_SENT),
-    "the rest of a stop": Wait(SlowBody(interval=1), STOP, {UNCONFIRMED: 8, NOT_SENT: 8}),
-    "a check's repeat": Wait(Drop(), STATUS, NOTHING_SENT),
-    "a stop's repeat": Wait(HttpStatus(429), STOP, NOTHING_SENT),
-    "a lost stop's check": Wait(Drop(effect=True), STOP, {UNCONFIRMED: 16}),
-    "the session's pause": Wait(HttpStatus(503), STATUS, NOTHING_SENT),
-    "pending tasks": Wait(
-        None,
-        STATUS,
-        {StopResult.NOT_RUNNING: 16},
-        task={"status": "Scheduled"},
-        options={"wait_pending": 1000},
-    ),
-    "stopped tasks": Wait(
-        None, STATUS, {StopResult.STILL_RUNNING: 16}, options={"wait_stopped": 1000}
-    ),
+HALF: Final = {UNCONFIRMED: 8, NOT_SENT: 8}
+WAITS: Final[dict[str, tuple[Fault | None, str, dict[StopResult, int], dict[str, Any]]]] = {
+    # What happens to every request of a method, what sixteen tasks end as if the run is ended ten
+    # seconds later, and its options. With two slots: one request in each, the others wait for them.
+    "an answer to a check": (Hang(), STATUS, NOTHING_SENT, {}),
+    "an answer to a stop": (Hang(effect=True), STOP, HALF, {}),
+    "the rest of a check": (SlowBody(interval=1), STATUS, NOTHING_SENT, {}),
+    "the rest of a stop": (SlowBody(interval=1), STOP, HALF, {}),
+    "a check's repeat": (Drop(), STATUS, NOTHING_SENT, {}),
+    "a stop's repeat": (HttpStatus(429), STOP, NOTHING_SENT, {}),
+    "a lost stop's check": (Drop(effect=True), STOP, {UNCONFIRMED: 16}, {}),
+    "the session's pause": (HttpStatus(503), STATUS, NOTHING_SENT, {}),
+    "pending tasks": (None, STATUS, {StopResult.NOT_RUNNING: 16}, {"wait_pending": 1000}),
+    "stopped tasks": (None, STATUS, {StopResult.STILL_RUNNING: 16}, {"wait_stopped": 1000}),
 }
 
 
 @pytest.mark.parametrize("ending", ["cancel", "timeout", "deadline", "close"])
-@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+@pytest.mark.parametrize("wait", WAITS)
 @simulated(stop_delay=1e6)
 async def test_a_run_may_end_in_the_middle_of_any_wait(
-    api: ControlApiSimulator, wait: Wait, ending: str
+    api: ControlApiSimulator, wait: str, ending: str
 ) -> None:
-    api.add_tasks(IDS, **wait.task)
-    if wait.fault is not None:
-        api.fault(wait.fault, method=wait.method)
+    fault, method, results, options = WAITS[wait]
+    api.add_tasks(IDS, "Scheduled" if wait == "pending tasks" else "Running")
+    if fault is not None:
+        api.fault(fault, method=method)
     loop = asyncio.get_running_loop()
-    ends_at = loop.time() + wait.seconds
+    ends_at = loop.time() + 10
     async with small(api, 2, LATE) as session:
-        timeout = wait.seconds if ending == "deadline" else None
-        stopping = session.stopping(2, IDS, timeout=timeout, **wait.options)
+        stopping = session.stopping(2, IDS, timeout=10 if ending == "deadline" else None, **options)
 
         async def consume() -> None:
             async with asyncio.timeout_at(ends_at if ending == "timeout" else None), stopping:
@@ -622,12 +584,12 @@ async def test_a_run_may_end_in_the_middle_of_any_wait(
         if ending == "cancel":
             loop.call_at(ends_at, consumer.cancel)
         elif ending == "close":
-            await asyncio.sleep(wait.seconds)
+            await asyncio.sleep(10)
             await session.aclose()
         await asyncio.wait([consumer])
         assert 0 <= loop.time() - ends_at < 0.5
         assert_nothing_left()
-        assert +Counter(stopping.counts) == wait.results
+        assert +Counter(stopping.counts) == results
         assert list(stopping.report) == IDS
         assert stopping.report.counts == stopping.counts
         requests = api.counters.requests
@@ -637,86 +599,38 @@ async def test_a_run_may_end_in_the_middle_of_any_wait(
         assert consumer.cancelled()
     elif ending == "timeout":
         assert isinstance(consumer.exception(), TimeoutError)
-    elif any(stopping.counts[result] for result in UNANSWERED):
-        assert isinstance(consumer.exception(), StopIncompleteError)
     else:
-        assert consumer.exception() is None
+        raises = not results.keys().isdisjoint(UNANSWERED)
+        assert isinstance(consumer.exception(), StopIncompleteError if raises else type(None))
 
 
-@pytest.mark.parametrize("ending", ["cancel", "timeout"])
-def test_a_request_may_end_while_it_is_written(ending: str) -> None:
+@simulated()
+async def test_a_request_may_end_while_it_is_written(api: ControlApiSimulator) -> None:
     ids = range(2**62, 2**62 + 400_000)
+    left = asyncio.Event()
 
-    async def main() -> None:
-        left = asyncio.Event()
+    async def never_read(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await left.wait()
+        writer.close()
 
-        async def never_read(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await left.wait()
-            writer.close()
-
-        server = await asyncio.start_server(never_read, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        batching = Batching(len(ids), 1)
-        async with ControlSession(url, 1, batching=batching, request_timeout=1000) as session:
-            stopping = session.stopping(2, ids)
-
-            async def consume() -> None:
-                async with asyncio.timeout(10 if ending == "timeout" else None), stopping:
-                    await stopping.wait()
-
-            consumer = asyncio.create_task(consume())
-            if ending == "cancel":
-                await asyncio.sleep(10)
-                consumer.cancel()
-            await asyncio.wait([consumer])
-            left.set()
-            assert len(asyncio.all_tasks()) <= 2  # the server's, and this one
-        assert stopping.counts[NOT_SENT] == len(stopping.report) == len(ids)
-        server.close()
-        await server.wait_closed()
+    server = await asyncio.start_server(never_read, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    batching = Batching(len(ids), 1)
+    async with ControlSession(url, 1, batching=batching, request_timeout=1000) as session:
+        stopping = session.stopping(2, ids)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(10), stopping:
+                await stopping.wait()
+        left.set()
         await turns(3)
-
-    run(main())
+        assert_nothing_left()
+    assert stopping.counts[NOT_SENT] == len(stopping.report) == len(ids)
+    assert not api.counters.requests
+    server.close()
+    await server.wait_closed()
 
 
 # --- all at once ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cancelled", [False, True])
-@simulated()
-async def test_closing_the_session_ends_all_that_goes_on_in_it(
-    api: ControlApiSimulator, *, cancelled: bool
-) -> None:
-    api.add_tasks(range(1, 41))
-    gate = api.hold()
-    work: list[asyncio.Task[Any]] = []
-
-    async def hold_session() -> None:
-        async with small(api, 4, LATE) as session:
-            doing: list[Awaitable[Any]] = [
-                session.stop_running(2, range(1, 21)),
-                session.stop_running(2, arriving(range(21, 41))),
-                session.call(STATUS, {"project_id": 2, "task_ids": 1}),
-                session.task_status(2, range(1, 41)),
-            ]
-            work.extend(asyncio.ensure_future(one) for one in doing)
-            await api.wait_until(lambda: gate.held == 4)
-
-    holder = asyncio.create_task(hold_session())
-    await api.wait_until(lambda: gate.held == 4)
-    for _ in range(20 * cancelled):  # again and again, while it closes too
-        holder.cancel()
-        await turns(1)
-    await asyncio.wait([holder])
-    assert holder.cancelled() is cancelled
-    results = await asyncio.gather(*work, return_exceptions=True)
-    assert_nothing_left()
-    for result in results[:2]:
-        assert isinstance(result, StopIncompleteError)
-        assert result.report.counts[NOT_SENT] == len(result.report) == 20
-    for result in results[2:]:
-        assert isinstance(result, RequestError)
-    assert api.counters.requests == 4
 
 
 @pytest.mark.parametrize(("method", "result"), [(STATUS, NOT_SENT), (STOP, UNCONFIRMED)])

@@ -1,4 +1,4 @@
-"""What a session does when the server asks it to slow down."""
+"""What a session does when the server asks it to slow down, or is in trouble for a while."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import asyncio
 import math
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from ctrlapi_async import HttpError, RetryPolicy, StopResult
-from ctrlapi_async.simulator import ControlApiSimulator, Fault, HttpStatus
+from ctrlapi_async.simulator import Body, ControlApiSimulator, Fault, HttpStatus
 from tests.support.simulated import (
     STATUS,
     STOP,
     ended,
-    letters,
     moments,
     open_session,
     simulated,
@@ -25,6 +23,8 @@ from tests.support.simulated import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ctrlapi_async.simulator import RequestRecord
 
 SENT = StopResult.STOP_SENT
 NOT_SENT = StopResult.NOT_SENT
@@ -70,29 +70,23 @@ async def test_retry_after_is_honoured_in_full(  # noqa: PLR0917 - one for each 
     assert least <= times[place + 1] - times[place] <= most
 
 
-IMPOSSIBLE: Final[dict[str, tuple[RetryPolicy, float | None]]] = {
-    "longer than the policy allows": (RetryPolicy(timeout=1), None),
-    "longer than the run's time": (RetryPolicy(timeout=None), 3),
-    "no time for repeats": (RetryPolicy(timeout=0), None),
-}
-
-
 @pytest.mark.parametrize("method", [STATUS, STOP])
-@pytest.mark.parametrize(("retry", "timeout"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+@pytest.mark.parametrize(
+    ("policy", "timeout"), [(1, None), (None, 3), (0, None)], ids=["policy", "run", "no repeats"]
+)
 @simulated()
-async def test_a_wait_that_cannot_be_is_given_up_at_once(
-    api: ControlApiSimulator, retry: RetryPolicy, timeout: float | None, method: str
+async def test_a_wait_that_time_does_not_allow_is_given_up_at_once_and_holds_nobody_up(
+    api: ControlApiSimulator, policy: float | None, timeout: float | None, method: str
 ) -> None:
     api.add_tasks([1, 2, 3, 4])
     api.fault(HttpStatus(429, headers={"Retry-After": "4"}), method=method, number=1, every=True)
-    async with open_session(api, 2, 1, retry=retry) as session:
+    async with open_session(api, 2, 1, retry=RetryPolicy(timeout=policy)) as session:
         began = api.now
         report, error = await ended(session.stop_running(2, [1, 2, 3, 4], timeout=timeout))
         assert api.now - began < 1
         assert report.counts[NOT_SENT] == 4
         assert "asks to wait 4 s, longer than allowed here" in str(error)
         assert api.counters.requests_by_method[method] == 1
-        # Whoever comes next is not held up by it.
         api.clear_faults()
         if timeout is None:
             began = api.now
@@ -124,28 +118,6 @@ async def test_slowing_down_holds_for_all_runs_of_a_session(api: ControlApiSimul
     assert times[4] - times[0] >= 10
 
 
-class RateLimit:
-    """Nginx's `limit_req`: so many requests a second, a bucket for a burst, 503 or 429 above."""
-
-    def __init__(self, api: ControlApiSimulator, rate: float, burst: int, refusal: Fault) -> None:
-        self._api = api
-        self._rate = rate
-        self._burst = burst
-        self._refusal = refusal
-        self._excess = 0.0
-        self._last = -math.inf
-        self.refused = 0
-
-    def __call__(self, _: Any) -> Fault | None:
-        now = self._api.now
-        excess = max(0.0, self._excess - (now - self._last) * self._rate) + 1
-        if excess > self._burst + 1:
-            self.refused += 1
-            return self._refusal
-        self._excess, self._last = excess, now
-        return None
-
-
 @pytest.mark.parametrize("retry_after", [None, "1"])
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize(("rate", "burst"), [(1, 1), (1, 5), (5, 1), (5, 5), (0.2, 1)])
@@ -153,40 +125,57 @@ class RateLimit:
 async def test_slow_rate_limits_lose_no_task_with_the_default_policy(
     api: ControlApiSimulator, rate: float, burst: int, status: int, retry_after: str | None
 ) -> None:
+    """As nginx's `limit_req`: so many requests a second, a bucket for a burst, refusals above."""
     ids = list(range(1, 3006))
     api.mixed_tasks(3005, running=0.6)
-    headers = {} if retry_after is None else {"Retry-After": retry_after}
-    api.fault_when = limit = RateLimit(api, rate, burst, HttpStatus(status, headers=headers))
+    refusal = HttpStatus(status, headers={"Retry-After": retry_after} if retry_after else {})
+    excess, last, refused = 0.0, -math.inf, 0
+
+    def limit(_: object) -> Fault | None:
+        nonlocal excess, last, refused
+        more = max(0.0, excess - (api.now - last) * rate) + 1
+        if more > burst + 1:
+            refused += 1
+            return refusal
+        excess, last = more, api.now
+        return None
+
+    api.fault_when = limit
     async with open_session(api, retry=RetryPolicy()) as session:
         report = await session.stop_running(2, ids)
     assert report.complete
     assert report.counts[SENT] == 1803
-    assert limit.refused < 150  # of some 30 requests that get through
+    assert refused < 150  # of some 30 requests that get through
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
+RELOADS: Final = {20: 404, 21: 404, 23: 502, 25: 401, 28: 403}
+TROUBLES: Final[dict[str, Callable[[ControlApiSimulator, RequestRecord], int | None]]] = {
+    # What the server answers a request with if anything goes wrong. As nginx's `limit_conn`:
+    # whatever comes beside a request that is served is refused.
+    "one connection": lambda api, _: 503 if api.counters.in_flight > 1 else None,
+    "two connections": lambda api, _: 503 if api.counters.in_flight > 2 else None,
+    "down for half a minute": lambda api, _: 502 if 1002 < api.now < 1032 else None,
+    "a proxy reloads in mid-run": lambda _, record: RELOADS.get(record.number),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
 @simulated(latency=0.5)
-async def test_a_limit_on_connections_loses_no_task(api: ControlApiSimulator, at_once: int) -> None:
-    """As nginx's `limit_conn`: whatever comes beside a request that is served is refused."""
-    ids = list(range(1, 1006))
+async def test_a_server_in_passing_trouble_loses_no_task_with_the_default_policy(
+    api: ControlApiSimulator, trouble: str
+) -> None:
+    ids = list(range(1, 3006))
     api.add_tasks(ids)
-    api.fault_when = lambda _: HttpStatus(503) if api.counters.in_flight > at_once else None
+
+    def fault(record: RequestRecord) -> Fault | None:
+        status = TROUBLES[trouble](api, record)
+        return HttpStatus(status) if status else None
+
+    api.fault_when = fault
+    api.fault(Body("<html>", content_type="text/html"), number=27)
     async with open_session(api, 100, retry=RetryPolicy()) as session:
         report = await session.stop_running(2, ids)
     assert report.ids(SENT) == ids
-
-
-@simulated()
-async def test_a_session_recovers_from_slowing_down(api: ControlApiSimulator) -> None:
-    api.add_tasks(range(4000))
-    for number in range(1, 20):
-        api.fault(HttpStatus(429), number=number)
-    api.latency = 0.1
-    async with open_session(api, 10, retry=RetryPolicy()) as session:
-        await session.stop_running(2, range(4000))
-        api.reset_counters()
-        await session.stop_running(2, range(4000), dry_run=True)
-    assert api.counters.peak == 8
 
 
 @simulated()
@@ -210,30 +199,3 @@ async def test_nothing_follows_a_fatal_answer_that_comes_during_a_pause(
             await session.aclose()
             report, _ = await stopping
     assert len(report.ids(NOT_SENT)) == 20
-
-
-@pytest.mark.parametrize("retry", [RetryPolicy(timeout=0), RetryPolicy(attempts=1)])
-@simulated()
-async def test_a_policy_without_repeats_repeats_nothing(
-    api: ControlApiSimulator, retry: RetryPolicy
-) -> None:
-    api.add_tasks([1, 2])
-    api.fault(HttpStatus(500), method=STATUS, number=1)
-    async with open_session(api, retry=retry) as session:
-        report, _ = await ended(session.stop_running(2, [1, 2]))
-        assert report.ids(NOT_SENT) == [1, 2]
-        assert letters(api.log) == "S"
-
-
-@simulated()
-async def test_pauses_between_repeats_grow_up_to_wait_max(
-    api: ControlApiSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("random.random", lambda: 0.999)
-    api.add_task(1)
-    times = moments(api, None, lambda _: HttpStatus(500))
-    retry = RetryPolicy(attempts=8, wait_initial=1, wait_max=10, timeout=None)
-    async with open_session(api, retry=retry) as session:
-        await ended(session.stop_running(2, [1]))
-    pauses = [later - sooner for sooner, later in pairwise(times)]
-    assert [round(pause) for pause in pauses] == [1, 2, 4, 8, 10, 10, 10]

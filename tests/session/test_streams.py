@@ -9,11 +9,10 @@ import json
 import tracemalloc
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ctrlapi_async import (
     AuthError,
@@ -27,28 +26,26 @@ from ctrlapi_async import (
     StopResult,
     StopRun,
 )
-from ctrlapi_async.simulator import STATUSES, Body, ControlApiSimulator, Drop, HttpStatus
+from ctrlapi_async.simulator import STATUSES, Body, ControlApiSimulator, HttpStatus
 from tests.support.clock import JumpingLoop, run
-from tests.support.oracle import Oracle
 from tests.support.simulated import (
     AT_ONCE,
     STATUS,
     STOP,
     arriving,
     asked,
-    disconnected,
     ended,
     moments,
     open_session,
     simulated,
-    simulator,
 )
-from tests.support.witness import Witness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from ctrlapi_async.simulator import Fault
+
+    Before = Callable[[int], Awaitable[object]] | None
 
 SENT = StopResult.STOP_SENT
 CHUNK = 10
@@ -62,9 +59,7 @@ A_WHILE = 30.0
 class Source:
     """Yields ids; counts those that were read, and tells how it was left."""
 
-    def __init__(
-        self, ids: Iterable[Any], before: Callable[[int], Awaitable[object]] | None = None
-    ) -> None:
+    def __init__(self, ids: Iterable[Any], before: Before = None) -> None:
         self.read = 0
         self.closed = 0
         self.cancelled = False
@@ -96,6 +91,9 @@ def stall_at(place: int) -> Callable[[int], Awaitable[object]]:
             await stall(read)
 
     return before
+
+
+STALLED = stall_at(3 * CHUNK)
 
 
 async def turn(_: int) -> None:
@@ -143,18 +141,11 @@ async def test_a_stop_leaves_50_ms_after_its_first_task_is_known_to_run(
 @pytest.mark.parametrize("collect", [False, True])
 @simulated()
 async def test_a_slow_consumer_holds_the_reading_back(
-    api: ControlApiSimulator,
-    status: str,
-    before: Callable[[int], Awaitable[object]] | None,
-    *,
-    collect: bool,
+    api: ControlApiSimulator, status: str, before: Before, *, collect: bool
 ) -> None:
     source = Source(itertools.count(), before)
     api.add_tasks(range(1000), status)
-    async with (
-        open_small(api) as session,
-        session.stopping(2, source, collect=collect) as stopping,
-    ):
+    async with open_small(api) as session, session.stopping(2, source, collect=collect) as stopping:
         await asyncio.sleep(A_WHILE)
         assert 0 < source.read <= BOUND
         for taken in (BOUND, 2 * BOUND):
@@ -172,10 +163,7 @@ async def test_a_server_in_trouble_holds_the_reading_back(
     source = Source(itertools.count())
     retry = RetryPolicy(attempts=1000, wait_initial=1e9, wait_max=1e9, timeout=None)
     api.fault(fault)
-    async with (
-        open_small(api, retry=retry) as session,
-        session.stopping(2, source, collect=False),
-    ):
+    async with open_small(api, retry=retry) as session, session.stopping(2, source, collect=False):
         await asyncio.sleep(A_WHILE)
         assert 0 < source.read <= BOUND
 
@@ -205,15 +193,6 @@ async def test_full_chunks_leave_at_once_and_others_after_a_while(
         report = await session.stop_running(2, Source(range(25), before))
     assert report.counts[SENT] == 25
     assert [len(ids) for ids in asked(api, STATUS)] == [CHUNK, CHUNK, 3, 2]
-
-
-@simulated()
-async def test_ids_that_come_within_50_ms_go_together(api: ControlApiSimulator) -> None:
-    api.add_tasks(range(12))
-    async with open_small(api) as session:
-        await session.stop_running(2, arriving(range(12), 0.01))
-    assert next(len(ids) for ids in asked(api, STATUS)) in (4, 5, 6)
-    assert len(asked(api, STATUS)) <= 4
 
 
 @pytest.mark.parametrize("chunk", [1, CHUNK, 10**6])
@@ -247,43 +226,32 @@ async def test_a_run_that_does_not_collect_keeps_a_window_only(api: ControlApiSi
     statuses = itertools.cycle(STATUSES)
     for task_id in range(2000):
         api.add_task(task_id, next(statuses))
-    seen: Counter[int] = Counter()
-    results: Counter[StopResult] = Counter()
+    twice = Source(n for n in range(2000) for _ in range(2))
+    seen: list[StopOutcome] = []
     async with open_small(api) as session:
-        async with session.stopping(2, Source(range(2000)), collect=False) as stopping:
+        async with session.stopping(2, twice, collect=False) as stopping:
             async for outcome in stopping:
-                seen[outcome.task_id] += 1
-                results[outcome.result] += 1
+                seen.append(outcome)
                 assert len(stopping.report) <= BOUND
         assert not stopping.report
-        assert stopping.counts == dict.fromkeys(StopResult, 0) | results
-    assert seen == dict.fromkeys(range(2000), 1)
+    results = Counter(outcome.result for outcome in seen)
+    assert stopping.counts == dict.fromkeys(StopResult, 0) | results
+    assert sorted(outcome.task_id for outcome in seen) == list(range(2000))
+    assert {task.stop_requests for task in api.tasks.values()} == {0, 1}
 
 
-def usual_row(method: str, task_id: int) -> dict[str, Any]:
-    if method == STOP:
-        return {"task_id": task_id, "status": "Stop request was sent"}
-    return {"task_id": task_id, "status": ("Running", "Completed")[task_id % 2]}
-
-
-def talkative_row(method: str, task_id: int) -> dict[str, Any]:
+def row(method: str, task_id: int) -> dict[str, Any]:
     """Return a row with a text of its own for almost every task."""
     text = f"of task {task_id} there is much to say: " + "and so on, " * 20
     if method == STOP:
-        return {"task_id": task_id, "error": f"Stopping task is unavailable: {text}"}
+        error = {"error": f"Stopping task is unavailable: {text}"}
+        return {"task_id": task_id, **({"status": "Stop request was sent"}, error)[task_id % 2]}
     return {"task_id": task_id, **({}, {"status": text}, {"status": "Running"})[task_id % 3]}
 
 
-@pytest.mark.parametrize(
-    ("row", "listening", "trouble"),
-    [(usual_row, True, False), (usual_row, False, True), (talkative_row, True, True)],
-)
+@pytest.mark.parametrize(("listening", "trouble"), [(True, False), (False, True)])
 def test_memory_does_not_grow_with_the_stream(
-    row: Callable[[str, int], dict[str, Any]],
-    *,
-    listening: bool,
-    trouble: bool,
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, *, listening: bool, trouble: bool
 ) -> None:
     caplog.set_level("CRITICAL", "ctrlapi_async")  # pytest keeps whatever is logged
     sent = itertools.count()
@@ -335,23 +303,6 @@ def test_memory_does_not_grow_with_the_stream(
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("collect", [False, True])
-@simulated()
-async def test_duplicates_count_once(api: ControlApiSimulator, *, collect: bool) -> None:
-    api.add_tasks(range(100))
-    ids = [n for n in range(100) for _ in range(2)]
-    if collect:
-        ids += range(100)  # a run with a report knows them for ever
-    async with (
-        open_small(api) as session,
-        session.stopping(2, Source(ids), collect=collect) as stopping,
-    ):
-        seen = [outcome.task_id async for outcome in stopping]
-        assert sum(stopping.counts.values()) == 100
-    assert sorted(seen) == list(range(100))
-    assert {task.stop_requests for task in api.tasks.values()} == {1}
-
-
 # --- endings --------------------------------------------------------------------------------------
 
 
@@ -364,74 +315,6 @@ def with_error(ids: Iterable[int], error: BaseException) -> Iterable[int]:
     raise error
 
 
-@simulated()
-async def test_an_endless_source_may_be_left(api: ControlApiSimulator) -> None:
-    source = Source(itertools.count())
-    api.add_tasks(range(1000))
-    async with open_small(api) as session:
-        async with session.stopping(2, source) as stopping:
-            async for outcome in stopping:
-                if outcome.task_id >= 50:
-                    break
-        assert source.closed == 1
-        known = stopping.report
-        read, requests = source.read, api.counters.requests
-        await asyncio.sleep(A_WHILE)
-        assert source.read == read
-        assert api.counters.requests <= requests + AT_A_TIME
-        assert list(known) == list(range(read))
-        assert stopping.report == known
-
-
-@pytest.mark.parametrize("count", [0, 1, CHUNK, 3 * CHUNK + 4])
-@pytest.mark.parametrize("before", [None, turn, trickle])
-@pytest.mark.parametrize("error", [Trouble("no more"), asyncio.CancelledError()], ids=repr)
-@simulated()
-async def test_a_source_that_raises(
-    api: ControlApiSimulator,
-    count: int,
-    before: Callable[[int], Awaitable[object]] | None,
-    error: BaseException,
-) -> None:
-    """What was read is finished, and its error joins the others; a cancellation is no end."""
-    api.add_project(2)
-    api.add_tasks(range(count))
-    source = Source(with_error(range(count), error), before)
-    seen: list[StopOutcome] = []
-    async with open_small(api) as session:
-        async with session.stopping(2, source, collect=False) as stopping:
-            with pytest.raises(StopIncompleteError) as caught:
-                await take(stopping, seen)
-        [cause] = caught.value.exceptions
-        assert cause is error or "cancelled" in str(cause)
-        assert sorted(outcome.task_id for outcome in seen) == list(range(count))
-        report, other = await ended(
-            session.stop_running(2, Source(with_error(range(count), error), before))
-        )
-    assert other is not None
-    assert list(report) == list(range(count))
-    assert source.closed == 1
-
-
-@pytest.mark.parametrize(
-    ("bad", "kind"),
-    [("7", TypeError), (True, TypeError), (None, TypeError), (-1, ValueError), (2**63, ValueError)],
-)
-@simulated()
-async def test_a_bad_id_that_comes_up(
-    api: ControlApiSimulator, bad: Any, kind: type[Exception]
-) -> None:
-    source = Source([*range(25), bad, 99])
-    api.add_tasks(range(100))
-    async with open_small(api) as session:
-        report, error = await ended(session.stop_running(2, source))
-    assert error is not None
-    assert [type(cause) for cause in error.exceptions] == [kind]
-    assert report.ids(SENT) == list(range(25))
-    assert source.closed == 1
-    assert 99 not in {n for record in api.log for n in record.ids}
-
-
 class BadIterable:
     def __aiter__(self) -> AsyncIterator[int]:
         raise Trouble
@@ -441,7 +324,7 @@ class Unclosable:
     """A source whose cleaning up fails."""
 
     def __init__(self) -> None:
-        self._ids = iter([1, 2, "3"])
+        self._ids = iter([*range(5), "3"])
 
     def __aiter__(self) -> Unclosable:
         return self
@@ -453,94 +336,122 @@ class Unclosable:
         raise Trouble
 
 
-@pytest.mark.parametrize(("make", "ids"), [(BadIterable, []), (Unclosable, [1, 2])])
-@simulated()
-async def test_a_source_that_cannot_be_opened_or_closed(
-    api: ControlApiSimulator, make: Callable[[], Any], ids: list[int]
-) -> None:
-    api.add_tasks([1, 2])
-    async with open_small(api) as session:
-        report, error = await ended(session.stop_running(2, make()))
-    assert report.ids(SENT) == ids
-    assert error is not None
-    assert any(isinstance(cause, Trouble) for cause in error.exceptions)
+def raising(count: int, before: Before = None, error: BaseException | None = None) -> Source:
+    return Source(with_error(range(count), error or Trouble()), before)
 
 
-@pytest.mark.parametrize("place", [0, 5, CHUNK, 25])
-@simulated()
-async def test_cancelling_while_the_source_awaits(api: ControlApiSimulator, place: int) -> None:
-    source = Source(itertools.count(), stall_at(place))
-    api.add_tasks(range(100))
-    async with open_small(api) as session:
-        stopping = session.stopping(2, source)
-
-        async def wait() -> None:
-            async with stopping:
-                await stopping.wait()
-
-        task = asyncio.create_task(wait())
-        await asyncio.sleep(A_WHILE)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert source.cancelled
-        assert source.closed == 1
-        assert stopping.report.ids(SENT) == list(range(place))
+def yielding(bad: Any) -> Source:
+    return Source([*range(25), bad, 99])
 
 
-@pytest.mark.parametrize("before", [stall_at(CHUNK), trickle, turn, None])
+BAD_SOURCES: dict[str, tuple[Callable[[], Any], type[Exception], int]] = {
+    # A source -> the error that comes of it, and how many ids were read before.
+    "raises at once": (partial(raising, 0), Trouble, 0),
+    "raises": (partial(raising, 34), Trouble, 34),
+    "raises after a turn": (partial(raising, CHUNK, turn), Trouble, CHUNK),
+    "raises after a while": (partial(raising, 34, trickle), Trouble, 34),
+    "is cancelled": (lambda: raising(34, None, asyncio.CancelledError()), RequestError, 34),
+    "a generator raises": (lambda: with_error(range(34), Trouble()), Trouble, 34),
+    "one of a project raises": (lambda: {2: with_error(range(34), Trouble())}, Trouble, 34),
+    "cannot be opened": (BadIterable, Trouble, 0),
+    "cannot be closed": (Unclosable, Trouble, 5),
+    **{f"yields {bad!r}": (partial(yielding, bad), TypeError, 25) for bad in ("7", True, None)},
+    **{f"yields {bad}": (partial(yielding, bad), ValueError, 25) for bad in (-1, 2**63)},
+}
+
+
 @pytest.mark.parametrize("collect", [False, True])
+@pytest.mark.parametrize(("make", "kind", "count"), BAD_SOURCES.values(), ids=BAD_SOURCES)
 @simulated()
-async def test_the_deadline_ends_an_endless_source(
+async def test_what_a_source_yields_before_its_error_is_finished(
     api: ControlApiSimulator,
-    before: Callable[[int], Awaitable[object]] | None,
-    *,
+    make: Callable[[], Any],
+    kind: type[Exception],
+    count: int,
     collect: bool,
 ) -> None:
-    source = Source(itertools.count(), before)
-    api.add_tasks(range(5000))
-    api.latency = 1.0
+    source = make()
+    api.add_tasks(range(100))
     seen: list[StopOutcome] = []
     async with open_small(api) as session:
-        stopping = session.stopping(2, source, timeout=12.5, collect=collect)
-        async with stopping:
+        begin: Callable[..., StopRun] = session.stopping_across
+        if not isinstance(source, dict):
+            begin = partial(session.stopping, 2)
+        async with begin(source, collect=collect) as stopping:
             with pytest.raises(StopIncompleteError) as caught:
                 await take(stopping, seen)
-        # The source was not read to its end, even if all that was read has its answer.
-        assert [isinstance(error, TimeoutError) for error in caught.value.exceptions] == [True]
-        assert sorted(outcome.task_id for outcome in seen) == list(range(source.read))
-        assert {outcome.result for outcome in seen[: CHUNK - 1]} == {SENT}
-        assert source.closed == 1
-        if collect:
-            assert dict(caught.value.report) == {one.task_id: one for one in seen}
+    [cause] = caught.value.exceptions
+    assert isinstance(cause, kind)
+    assert kind is not RequestError or "cancelled" in str(cause)
+    assert sorted(outcome.task_id for outcome in seen) == list(range(count))
+    assert {outcome.result for outcome in seen} <= {SENT}
+    assert stopping.report.ids(SENT) == list(range(count if collect else 0))
+    assert not isinstance(source, Source) or source.closed == 1
+    assert {n for record in api.log for n in record.ids} == set(range(count))
 
 
-@pytest.mark.parametrize(
-    ("fault", "kind"),
-    [
-        (HttpStatus(403), AuthError),
-        (Body('{"reply": [{"error": "project 2 does not exist"}]}'), ProjectNotFoundError),
-    ],
-    ids=["forbidden", "no such project"],
-)
-@pytest.mark.parametrize("before", [None, trickle, stall_at(3 * CHUNK)])
-@simulated()
+ENDINGS: dict[str, tuple[Fault | None, type[BaseException]]] = {
+    # What ends a run -> the error that comes of it.
+    "forbidden": (HttpStatus(403), AuthError),
+    "no project": (
+        Body('{"reply": [{"error": "project 2 does not exist"}]}'),
+        ProjectNotFoundError,
+    ),
+    "deadline": (None, TimeoutError),
+    "close": (None, RequestError),
+    "cancel": (None, asyncio.CancelledError),
+}
+
+
+@pytest.mark.parametrize("collect", [False, True])
+@pytest.mark.parametrize("before", [None, turn, trickle, STALLED])
+@pytest.mark.parametrize("ending", ENDINGS)
+@simulated(latency=0.5)
 async def test_what_ends_a_run_ends_an_endless_source(
-    api: ControlApiSimulator,
-    fault: Fault,
-    kind: type[Exception],
-    before: Callable[[int], Awaitable[object]] | None,
+    api: ControlApiSimulator, ending: str, before: Before, *, collect: bool
 ) -> None:
+    fault, kind = ENDINGS[ending]
     source = Source(itertools.count(), before)
-    api.add_tasks(range(1000))
-    api.fault(fault, method=STATUS, number=2, every=True)
+    api.add_tasks(range(5000))
+    if fault is not None:
+        api.fault(fault, method=STATUS, number=3, every=True)
+    seen: list[StopOutcome] = []
     async with open_small(api) as session:
-        report, error = await ended(session.stop_running(2, source))
-    assert error is not None
-    assert [type(cause) for cause in error.exceptions] == [kind]
-    assert list(report) == list(range(source.read))
-    assert source.read <= 2 * BOUND
+        stopping = session.stopping(
+            2, source, timeout=12.5 if ending == "deadline" else None, collect=collect
+        )
+
+        async def consume() -> None:
+            async with stopping:
+                await take(stopping, seen)
+
+        consumer = asyncio.create_task(consume())
+        if fault is None:
+            await asyncio.sleep(12.5)
+        if ending == "cancel":
+            consumer.cancel()
+        elif ending == "close":
+            await session.aclose()
+        await asyncio.wait([consumer])
+        read, requests = source.read, api.counters.requests
+        await asyncio.sleep(A_WHILE)
+        assert source.read == read
+        assert api.counters.requests <= requests + AT_A_TIME
     assert source.closed == 1
+    assert {outcome.result for outcome in seen[: CHUNK - 1]} == {SENT}
+    if collect:
+        assert list(stopping.report) == list(range(read))
+        assert seen == [stopping.report[outcome.task_id] for outcome in seen]
+    if ending == "cancel":
+        assert consumer.cancelled()
+        assert source.cancelled or before is not STALLED
+        return
+    # The source was not read to its end, even if all that was read has its answer.
+    error = consumer.exception()
+    assert isinstance(error, StopIncompleteError)
+    assert [isinstance(cause, kind) for cause in error.exceptions] == [True]
+    assert sorted(outcome.task_id for outcome in seen) == list(range(read))
+    assert fault is None or read <= 2 * BOUND
 
 
 @simulated()
@@ -586,76 +497,3 @@ async def test_what_is_given_up_is_told_while_the_source_is_idle(api: ControlApi
                 if len(seen) == CHUNK:
                     told.set()
     assert seen == [StopResult.NOT_SENT] * CHUNK + [SENT] * CHUNK
-
-
-@simulated()
-async def test_a_session_that_closes_ends_the_source(api: ControlApiSimulator) -> None:
-    source = Source(itertools.count(), stall_at(CHUNK))
-    api.add_tasks(range(100))
-    async with open_small(api) as session:
-        task = asyncio.create_task(ended(session.stop_running(2, source)))
-        await asyncio.sleep(A_WHILE)
-    report, error = await task
-    assert error is not None
-    assert [type(cause) for cause in error.exceptions] == [RequestError]
-    assert report.ids(SENT) == list(range(CHUNK))
-    assert source.closed == 1
-
-
-# --- any stream, any faults -----------------------------------------------------------------------
-
-FAULTS = [HttpStatus(503), HttpStatus(500, effect=True), Drop(), Drop(effect=True), Body("{")]
-
-
-@given(
-    ids=st.lists(st.integers(0, 40), max_size=60),
-    pauses=st.lists(st.sampled_from([0, 0, 0, 0.01, 0.1]), min_size=1, max_size=7),
-    consumer=st.sampled_from([0, 0, 0.03]),
-    statuses=st.lists(st.sampled_from((*STATUSES, "Running")), min_size=1, max_size=11),
-    faults=st.dictionaries(st.integers(1, 15), st.sampled_from(FAULTS), max_size=3),
-    chunk=st.integers(1, 9),
-    at_once=st.integers(1, 3),
-    raises=st.booleans(),
-)
-def test_every_id_that_is_read_has_its_outcome(
-    *,
-    ids: list[int],
-    pauses: list[float],
-    consumer: float,
-    statuses: list[str],
-    faults: dict[int, Fault],
-    chunk: int,
-    at_once: int,
-    raises: bool,
-) -> None:
-    async def main() -> None:
-        async def before(read: int) -> None:
-            if pause := pauses[read % len(pauses)]:
-                await asyncio.sleep(pause)
-
-        api = simulator()
-        api.add_project(2)
-        for task_id in range(41):
-            api.add_task(task_id, statuses[task_id % len(statuses)])
-        oracle = Oracle(attempts=4)
-        oracle.ask(2, ids)
-        witness = Witness(api, lambda record: faults.get(record.number), oracle)
-        source = Source(with_error(ids, Trouble()) if raises else ids, before)
-        seen: list[int] = []
-        error: StopIncompleteError | None = None
-        async with api:
-            async with open_session(api, chunk, at_once) as session:
-                stopping = session.stopping(2, source)
-                try:
-                    async with stopping:
-                        async for outcome in stopping:
-                            seen.append(outcome.task_id)
-                            await asyncio.sleep(consumer)
-                except StopIncompleteError as caught:
-                    error = caught
-            await disconnected(api)
-        assert [type(cause) for cause in (error.exceptions if error else ())] == [Trouble] * raises
-        assert Counter(seen) == dict.fromkeys(ids, 1)
-        witness.check(ids, stopping.report, error, other=raises)
-
-    run(main())
