@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Collection, Iterable, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, SupportsIndex
 
 from attrs import field, frozen
@@ -163,14 +164,20 @@ class StreamReader:
 
     async def run(self, is_over: Callable[[], bool]) -> None:
         """Read to the end, or until the run is over."""
-        try:
+        with self._noting():
             iterator = aiter(self._source)
             try:
-                await self._read_on(iterator, is_over)
+                with self._noting():
+                    await self._read_on(iterator, is_over)
             finally:
                 self._hand_in()
                 if close := getattr(iterator, "aclose", None):
                     await close()
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # noqa: BLE001 - a source of the caller's may raise anything
             self._note(error)
 

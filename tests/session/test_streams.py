@@ -380,8 +380,9 @@ async def test_what_a_source_yields_before_its_error_is_finished(
         async with begin(source, collect=collect) as stopping:
             with pytest.raises(StopIncompleteError) as caught:
                 await take(stopping, seen)
-    [cause] = caught.value.exceptions
+    *others, cause = caught.value.exceptions
     assert isinstance(cause, kind)
+    assert list(map(type, others)) == [TypeError] * (make is Unclosable), "both are told"
     assert kind is not RequestError or "cancelled" in str(cause)
     assert sorted(outcome.task_id for outcome in seen) == list(range(count))
     assert {outcome.result for outcome in seen} <= {SENT}

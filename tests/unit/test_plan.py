@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from ctrlapi_async import HttpError, ReplyError, RequestError, RetryPolicy, StopResult
+from ctrlapi_async import (
+    HttpError,
+    ReplyError,
+    RequestError,
+    RetryPolicy,
+    StopOutcome,
+    StopResult,
+    TaskStatus,
+)
 from ctrlapi_async._bulk.jobs import JobKind
 from ctrlapi_async._bulk.options import RunOptions
 from ctrlapi_async._bulk.plan import StopPlan
@@ -102,6 +110,25 @@ def test_a_restart_whose_own_row_is_missing_is_followed() -> None:
     assert asked == [[64], [1064], [1064], [2064], [2064]]
     assert plan.snapshot()[64].restarted_as == 2064
     assert plan.snapshot()[64].result is SENT
+
+
+def test_what_came_after_a_lost_stop_was_not_stopped_by_it() -> None:
+    server, ids = chain()
+    drive = Drive([64], server=server)
+    drive.fault = lambda request: (
+        RequestError("cut") if request.kind is JobKind.STOP and not drive.sent(STATUS)[1:] else None
+    )
+    assert drive.send()
+    drive.answer()
+    assert drive.send()  # the stop of what 64 was restarted as, whose reply is lost
+    newest = server.restart(64).task_id
+    server.tasks[newest].status = "Canceled"  # by somebody else
+    drive.answer()
+    drive.run()
+    assert stops_of(drive) == [ids[-1]]
+    assert drive.outcomes[64] == StopOutcome(
+        64, 2, StopResult.NOT_RUNNING, TaskStatus.CANCELED, restarted_as=newest
+    )
 
 
 def test_a_refused_stop_joins_the_chain_that_another_task_has_opened() -> None:
