@@ -46,31 +46,30 @@ def test_the_access_id_is_the_user_or_what_the_key_says() -> None:
     assert " me@x:" in ApiKey(SECRET, "me@x").sign(b"", 5, 0)["Authorization"]
 
 
-@pytest.mark.parametrize("secret", [SECRET.strip("="), "not base64!", "ab\ncd===", "ä" * 8, "a b="])
-def test_a_secret_that_is_no_base64_is_refused_and_not_shown(secret: str) -> None:
-    with pytest.raises(ValueError, match="not base64") as caught:
-        ApiKey(secret)
-    assert secret not in "".join(traceback.format_exception(caught.value))
-
-
 @pytest.mark.parametrize(
     ("arguments", "kind", "words"),
     [
+        *(
+            ((secret,), ValueError, "not base64")
+            for secret in (SECRET.strip("="), "not base64!", "ab\ncd===", "ä" * 8, "a b=")
+        ),
         (("",), ValueError, "secret is empty"),
         ((b"AAAA",), TypeError, "secret must be a str, not bytes"),
         ((None,), TypeError, "secret must be a str, not NoneType"),
         ((SECRET, 5), TypeError, "access_id must be a str, not int"),
-        ((SECRET, ""), ValueError, "access_id must be of printable ASCII"),
-        ((SECRET, "a:b"), ValueError, "access_id must be of printable ASCII"),
-        ((SECRET, "a\r\nX: y"), ValueError, "access_id must be of printable ASCII"),
-        ((SECRET, "mö"), ValueError, "access_id must be of printable ASCII"),
+        *(
+            ((SECRET, access_id), ValueError, "access_id must be of printable ASCII")
+            for access_id in ("", "a:b", "a\r\nX: y", "mö")
+        ),
     ],
 )
-def test_other_bad_arguments_are_refused(
+def test_bad_keys_are_refused_and_not_shown(
     arguments: tuple[Any, ...], kind: type[Exception], words: str
 ) -> None:
-    with pytest.raises(kind, match=words):
+    with pytest.raises(kind, match=words) as caught:
         ApiKey(*arguments)
+    secret = arguments[0] or SECRET
+    assert str(secret) not in "".join(traceback.format_exception(caught.value)) or secret is None
 
 
 def test_a_key_does_not_show_its_secret() -> None:

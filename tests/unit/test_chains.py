@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctrlapi_async import ReplyError, StopResult, TaskStatus
-from ctrlapi_async._bulk.chains import ChainTable, read_statuses, rows_by_task, stopped_tasks
+from ctrlapi_async._bulk.chains import ChainTable, read_statuses, stopped_tasks
 from ctrlapi_async._bulk.outcomes import CHAINS_KEPT, OpenTasks, Outcomes
 from ctrlapi_async._models import parse_status
 from ctrlapi_async._protocol.rows import Row, Rows
+from ctrlapi_async._reports import Verdict
 
 RUNNING, STALLED = TaskStatus.RUNNING, TaskStatus.STALLED
 SENT, UNAVAILABLE = "Stop request was sent", "Stopping task is unavailable"
@@ -70,80 +71,85 @@ def test_chains_are_found_in_any_order_of_rows(
     assert sorted(alone + [n for one in found.chains for n in one.asked]) == sorted(asked)
 
 
-def test_all_active_tasks_are_those_named_of_each_chain_its_current_one() -> None:
-    rows = [Row(64, "Stalled", 64), Row(9, "Explore"), Row(1064, "Running", 64), Row(5, None, None)]
-    rows[-1].error = "hidden"
-    assert read(rows, None) == {
-        "plain": {(TaskStatus.EXPLORE, None): [9]},
-        "chains": {64: (1064, [1064])},
-        "refused": {"hidden": [5]},
-    }
-
-
 BAD = ReplyError("Expected `str`", "$.reply[0].result[3].status")
+NO = Row(1, None, None, "no")
+FIRST, RESTART = Row(64, "Stalled", 64), Row(1064, "Running", 64)
+
+
+def plain(status: TaskStatus, *task_ids: int, restarted_as: int | None = None) -> dict[str, Any]:
+    return {"plain": {(status, restarted_as): [*task_ids]}}
 
 
 @pytest.mark.parametrize(
     ("rows", "asked", "more", "expected"),
     [
         ([], [1], {}, {"missing": [1]}),
-        # Of several rows for one task, one that is not Running wins, and a status over an error.
-        ([Row(1, "Running"), Row(1, "Stalled")], [1], {}, {"plain": {(STALLED, None): [1]}}),
-        ([Row(1, "Stalled"), Row(1, "Running")], [1], {}, {"plain": {(STALLED, None): [1]}}),
-        ([Row(1, "running"), Row(1, "Running")], [1], {}, {"plain": {(RUNNING, None): [1]}}),
-        ([Row(1, None, None, "no"), Row(1, "Stalled")], [1], {}, {"plain": {(STALLED, None): [1]}}),
-        ([Row(1, "Stalled"), Row(1, None, None, "no")], [1], {}, {"plain": {(STALLED, None): [1]}}),
         ([Row(7, "Running")], [1], {}, {"missing": [1]}),
-        ([Row(1, None, None, "no")], [1], {}, {"refused": {"no": [1]}}),
-        # A row that says nothing is no answer.
-        ([Row(2, "Stalled"), Row(1)], [1], {}, {"unreadable": {1: "neither"}}),
+        ([NO], [1], {}, {"refused": {"no": [1]}}),
+        ([Row(1, "Running"), Row(2, "running")], [1, 2], {}, plain(RUNNING, 1, 2)),
+        # Of several rows for one task, one that is not Running wins, and a status over an error.
+        ([Row(1, "Running"), Row(1, "Stalled")], [1], {}, plain(STALLED, 1)),
+        ([Row(1, "Stalled"), Row(1, "Running")], [1], {}, plain(STALLED, 1)),
+        ([Row(1, "Stalled"), Row(1, "Completed")], [1], {}, plain(STALLED, 1)),
+        ([Row(1, "running"), Row(1, "Running")], [1], {}, plain(RUNNING, 1)),
+        ([NO, Row(1, "Stalled")], [1], {}, plain(STALLED, 1)),
+        ([Row(1, "Stalled"), NO], [1], {}, plain(STALLED, 1)),
+        # A row that says nothing is no answer, and is named with its place.
+        (
+            [Row(2, "Stalled"), Row(1)],
+            [1, 2],
+            {"where": "$.reply[3].result"},
+            plain(STALLED, 2)
+            | {"unreadable": {1: "neither `status` nor `error` at $.reply[3].result[1]"}},
+        ),
         ([Row(1, "")], [1], {}, {"unreadable": {1: "neither"}}),
         # Rows that could not be read: of a known task, or of any that has no other row.
         ([], [1, 2], {"unreadable_tasks": {1: BAD}}, {"unreadable": {1: "Exp"}, "missing": [2]}),
-        ([Row(2, "Stalled")], [1, 2], {"unreadable": [BAD]}, {"unreadable": {1: "Exp"}}),
-        ([Row(9, "Explore")], None, {"unreadable_tasks": {1: BAD}}, {"unreadable": {1: "Exp"}}),
-        # A chain speaks for a task without a row of its own only by a later task.
-        ([Row(1064, "Running", 64)], [64], {}, {"chains": {64: (1064, [64])}}),
         (
-            [Row(64, "Stalled", 64), Row(1064, None, 64, "no")],
+            [Row(2, "Stalled")],
+            [1, 2],
+            {"unreadable": [BAD]},
+            plain(STALLED, 2) | {"unreadable": {1: "Exp"}},
+        ),
+        (
+            [Row(9, "Explore")],
+            None,
+            {"unreadable_tasks": {1: BAD}},
+            plain(TaskStatus.EXPLORE, 9) | {"unreadable": {1: "Exp"}},
+        ),
+        # Without ids, all tasks that are named, of each chain its current one.
+        (
+            [FIRST, Row(9, "Explore"), RESTART, NO],
+            None,
+            {},
+            plain(TaskStatus.EXPLORE, 9) | {"chains": {64: (1064, [1064])}, "refused": {"no": [1]}},
+        ),
+        # A chain speaks for a task without a row of its own only by a later task.
+        ([RESTART], [64], {}, {"chains": {64: (1064, [64])}}),
+        (
+            [FIRST, Row(1064, None, 64, "no")],
             [64, 1064],
             {},
-            {"plain": None, "chains": {64: (64, [64])}, "refused": {"no": [1064]}},
+            {"chains": {64: (64, [64])}, "refused": {"no": [1064]}},
         ),
-        # A restart that comes alone, and one that comes twice.
-        ([Row(1064, "Running", 64)], [1064], {}, {"chains": {64: (1064, [1064])}}),
-        (
-            [Row(64, "Stalled"), *[Row(1064, "Running", 64)] * 2],
-            [64],
-            {},
-            {"chains": {64: (1064, [64])}},
-        ),
+        # A restart that comes alone, one that comes twice, and one that nobody asked for.
+        ([RESTART], [1064], {}, {"chains": {64: (1064, [1064])}}),
+        ([Row(64, "Stalled"), RESTART, RESTART], [64], {}, {"chains": {64: (1064, [64])}}),
+        ([Row(1, "Running"), RESTART], [1], {}, plain(RUNNING, 1)),
         # Restarts that are not followed are told all the same.
-        (
-            [Row(64, "Stalled", 64), Row(1064, "Running", 64)],
-            [64],
-            {"follow": False},
-            {"plain": {(STALLED, 1064): [64]}},
-        ),
-        ([Row(1064, "Running", 64)], [64], {"follow": False}, {"missing": [64]}),
+        ([FIRST, RESTART], [64], {"follow": False}, plain(STALLED, 64, restarted_as=1064)),
+        ([RESTART], [64], {"follow": False}, {"missing": [64]}),
     ],
     ids=str,
 )
-def test_odd_rows_cost_their_own_task_at_most(
+def test_what_is_read_of_a_reply_and_odd_rows_cost_their_own_task_at_most(
     rows: list[Row], asked: list[int] | None, more: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     found = read(rows, asked, **more)
-    for part, value in expected.items():
-        if part == "unreadable":
-            assert found[part].keys() == value.keys()
-            assert all(found[part][n].startswith(text) for n, text in value.items())
-        else:
-            assert found.get(part) == value
-
-
-def test_a_row_that_says_nothing_is_named_with_its_place() -> None:
-    found = read([Row(2, "Stalled"), Row(1)], [1, 2], where="$.reply[3].result")
-    assert found["unreadable"] == {1: "neither `status` nor `error` at $.reply[3].result[1]"}
+    texts = found.get("unreadable", {})
+    for task_id, text in expected.get("unreadable", {}).items():
+        assert texts[task_id].startswith(text)
+    assert found == expected | ({"unreadable": texts} if texts else {})
 
 
 def test_the_answer_to_a_stop_is_unclear_without_a_row_and_with_two_that_differ() -> None:
@@ -190,6 +196,19 @@ def test_the_tasks_of_a_chain_share_what_is_known_and_its_outcome() -> None:
     assert known is not None
     outcomes.join_closed(known, [7])
     assert outcomes.store.verdicts[7] == outcomes.store.verdicts[64]
+
+
+def test_news_of_a_chain_last_until_it_is_dealt_with_or_forgotten() -> None:
+    table = ChainTable(keep=0)
+    chain = table.open(64, Row(1064, "Running", 64), 64)
+    assert table.with_news([64, 1064]) == []
+    table.note(chain, Row(2064, "Running", 64))
+    assert table.with_news([1064, 64, 5]) == [(64, chain), (1064, chain)]
+    table.retarget(chain, chain.current)
+    assert table.with_news([64, 1064, 2064]) == [(64, chain)]
+    table.close(chain, Verdict(2, StopResult.STOP_SENT))
+    assert table.with_news([64, 1064, 2064]) == []
+    assert table.stopped([2064]) == {}
 
 
 def test_two_chains_that_turn_out_to_be_one_go_on_as_one() -> None:
@@ -241,23 +260,3 @@ def test_an_unknown_status_is_warned_about_once(caplog: pytest.LogCaptureFixture
         for number in range(300):
             outcomes.settle(2, [number], StopResult.NOT_RUNNING, f"Odd {number}")
     assert (len(caplog.messages), caplog.messages[0][:23]) == (100, "unknown status 'Odd 0':")
-
-
-def test_rows_by_task_keeps_one_row_a_task() -> None:
-    assert rows_by_task([Row(1, "Stalled"), Row(1, "Completed")])[1].status == "Stalled"
-
-
-def test_a_restart_whose_first_task_is_left_out_is_known_all_the_same() -> None:
-    found = read_statuses(Rows([Row(1064, "Running", 64), Row(1, "Running")]), [1064, 1])
-    assert [(chain.initial_id, chain.asked) for chain in found.chains] == [(64, [1064])]
-
-
-def test_a_status_counts_as_one_however_it_is_spelled() -> None:
-    found = read_statuses(Rows([Row(1, "Running"), Row(2, "running")]), [1, 2])
-    assert list(found.plain.values()) == [[1, 2]]
-
-
-def test_a_chain_that_nobody_asked_for_is_passed_over() -> None:
-    found = read_statuses(Rows([Row(1, "Running"), Row(1064, "Running", 64)]), [1])
-    assert list(found.plain.values()) == [[1]]
-    assert not found.chains

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ctrlapi_async import HttpError, RequestError
 from ctrlapi_async._adaptive import AdaptiveConcurrency
 from ctrlapi_async._concurrency import Finished, FixedConcurrency
-from ctrlapi_async._errors import traits_of
+from ctrlapi_async._errors import RequestTimeoutError, traits_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,13 +33,6 @@ def failed(sent_at: float, now: float, traits: Trait) -> Finished:
 
 
 # --- fixed ----------------------------------------------------------------------------------------
-
-
-def test_a_server_that_is_never_busy_gets_all_slots() -> None:
-    strategy = FixedConcurrency(8)
-    for now in range(100):
-        strategy.finished(good(now, now + 1))
-        assert strategy.slots == 8
 
 
 def test_the_slots_halve_once_for_requests_that_were_in_flight_together() -> None:
@@ -66,11 +59,12 @@ def test_the_slots_come_back_one_by_one() -> None:
     assert counts == [2, 3, 3, 3, 4, 4, 4, 4]
 
 
-@pytest.mark.parametrize("traits", [NO_ANSWER, BROKEN])
-def test_other_failures_change_nothing(traits: Trait) -> None:
+@pytest.mark.parametrize("traits", [None, NO_ANSWER, BROKEN])
+def test_a_server_that_is_never_busy_gets_all_slots(traits: Trait | None) -> None:
     strategy = FixedConcurrency(8)
-    strategy.finished(failed(0, 1, traits))
-    assert strategy.slots == 8
+    for now in range(100):
+        strategy.finished(Finished(now, now + 1, 100, traits, all_in_use=True, alone=False))
+        assert strategy.slots == 8
 
 
 # --- adaptive -------------------------------------------------------------------------------------
@@ -117,6 +111,12 @@ def test_slots_double_while_that_pays() -> None:
     side_by_side = server(float)
     assert side_by_side.strategy.slots == 16
     assert max(side_by_side.rounds(10)) == side_by_side.strategy.slots == 32
+    # A failure that is not the server's load changes nothing.
+    side_by_side.strategy.finished(failed(side_by_side.now, side_by_side.now + 1, BROKEN))
+    assert side_by_side.strategy.slots == 32
+    single = AdaptiveConcurrency(1, 4)
+    single.finished(good(0, 1, alone=True))
+    assert single.slots == 2
 
 
 def test_slots_that_bring_nothing_are_taken_back_and_tried_again_more_and_more_rarely() -> None:
@@ -166,32 +166,22 @@ def test_a_gain_that_no_longer_holds_is_taken_back() -> None:
     assert min(busier.rounds(40)) == 8
 
 
-@pytest.mark.parametrize("traits", [BUSY, NO_ANSWER])
-def test_a_server_that_wants_less_than_more_slots_never_gets_them_again(traits: Trait) -> None:
+@pytest.mark.parametrize("traits", [BUSY, NO_ANSWER, traits_of(RequestTimeoutError("late"))])
+@pytest.mark.parametrize(("replies", "slots"), [(1, 16), (100, 32)], ids=["in a try", "later"])
+def test_a_server_that_wants_less_than_more_slots_never_gets_them_again(
+    traits: Trait, replies: int, slots: int
+) -> None:
     grown = server(float)
-    grown.rounds(5)
-    assert grown.strategy.slots == 32
-    grown.strategy.finished(failed(grown.now, grown.now + 1, traits))
-    assert grown.strategy.slots == 16
-    # Requests that were in flight at that time tell nothing new.
-    grown.strategy.finished(failed(grown.now, grown.now + 1, traits))
-    assert grown.strategy.slots == 16
-    grown.now += 1
-    assert max(grown.rounds(50)) == 16
-    grown.strategy.finished(failed(grown.now, grown.now + 1, traits))
-    assert grown.strategy.slots == 8
-    grown.now += 1
-    assert max(grown.rounds(50)) == 8
-
-
-def test_a_refusal_in_the_middle_of_a_try_ends_it() -> None:
-    trying = server(float)
-    trying.reply()
-    assert trying.strategy.slots == 16
-    trying.strategy.finished(failed(trying.now, trying.now + 1, BUSY))
-    assert trying.strategy.slots == 8
-    trying.now += 1
-    assert max(trying.rounds(50)) == 8
+    for _ in range(replies):
+        grown.reply()
+    assert grown.strategy.slots == slots
+    while slots > 8:
+        slots //= 2
+        for _ in range(2):  # of those in flight at that time, the second tells nothing new
+            grown.strategy.finished(failed(grown.now, grown.now + 1, traits))
+            assert grown.strategy.slots == slots
+        grown.now += 1
+        assert max(grown.rounds(50)) == slots
 
 
 def test_with_no_more_slots_than_at_the_start_it_is_as_the_fixed_one() -> None:
@@ -205,13 +195,6 @@ def test_with_no_more_slots_than_at_the_start_it_is_as_the_fixed_one() -> None:
     assert strategy.slots == fixed.slots == 3
 
 
-def test_a_failure_that_is_not_the_servers_load_changes_nothing() -> None:
-    grown = server(float)
-    grown.rounds(5)
-    grown.strategy.finished(failed(grown.now, grown.now + 1, BROKEN))
-    assert grown.strategy.slots == 32
-
-
 def test_after_a_pause_a_line_is_looked_for_again() -> None:
     strategy = server(float, start=8, limit=9).strategy
     assert strategy.slots == 9
@@ -221,12 +204,6 @@ def test_after_a_pause_a_line_is_looked_for_again() -> None:
     for place in range(2 * slots):
         strategy.finished(good(100 + place * 1e-6, 101.0 + place))
     assert strategy.slots <= slots
-
-
-def test_a_single_slot_can_grow() -> None:
-    strategy = AdaptiveConcurrency(1, 4)
-    strategy.finished(good(0, 1, alone=True))
-    assert strategy.slots == 2
 
 
 @given(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctrlapi_async import RequestError, RetryPolicy, StopResult, TasksDeniedError
+from ctrlapi_async import MethodError, RequestError, RetryPolicy, StopResult, TasksDeniedError
 from tests.support.drive import Drive
 from tests.support.oracle import STATUS, STOP, ModelServer
 
@@ -112,12 +112,14 @@ def test_denials_are_answers_and_cost_no_attempts() -> None:
     assert drive.plan.stats(drive.now).retries == 2
 
 
-def test_a_denied_listing_ends_with_an_error_and_no_tasks() -> None:
-    drive = Drive(streaming=True)
+@pytest.mark.parametrize(
+    "error",
+    [TasksDeniedError(STATUS, "access denied to tasks"), MethodError(STATUS, "license expired")],
+)
+def test_a_refused_listing_ends_with_an_error_and_no_tasks(error: MethodError) -> None:
+    drive = Drive(streaming=True, fault=lambda _: error)
     drive.plan.add_all_active(2)
     drive.plan.close_input(0.0)
-    error = TasksDeniedError(STATUS, "access denied to tasks")
-    drive.fault = lambda _: error
     drive.run()
     assert drive.outcomes == {}
     assert drive.plan.errors == [error]

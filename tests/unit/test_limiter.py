@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ctrlapi_async import HttpError, ReplyError, RequestError, RetryPolicy, _limiter
-from ctrlapi_async._adaptive import AdaptiveConcurrency
-from ctrlapi_async._errors import Trait
+from ctrlapi_async import HttpError, ReplyError, RequestError, RetryPolicy
 from ctrlapi_async._limiter import Backoff, ConcurrencyLimiter, IdCeiling
 from tests.support.clock import eager, run, skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+P = ParamSpec("P")
 BUSY = HttpError("busy", 503)
 TOO_LARGE = HttpError("too large", 413)
 
@@ -30,13 +30,42 @@ def wait_bound(level: int) -> float:
 
 # --- backoff --------------------------------------------------------------------------------------
 
+GOOD = "a good reply"
 
-def backoff(random: float = 1.0) -> Backoff:
-    return Backoff(wait_bound, lambda: random)
+
+@pytest.mark.parametrize(
+    ("random", "events", "resume_at"),
+    [
+        # Between nothing and the bound, but never less than the server asks for.
+        (0.0, [(10, 10, None)], 10.0),
+        (0.5, [(10, 10, None)], 10.25),
+        (1.0, [(10, 10, 0.1)], 10.5),
+        (1.0, [(10, 10, 30.0)], 40.0),
+        (0.0, [(10, 10, 0.0)], 10.0),
+        # A shorter pause does not end a longer one.
+        (1.0, [(0, 0, 60.0), (1, 1, None)], 60.0),
+        # Requests that were in flight together count once; what the server asks for, each time.
+        (1.0, [(0, 1, None), (0.1, 1, None), (0.2, 1, None)], 1.5),
+        (1.0, [(0, 1, None), (0.3, 1, 7.0)], 8.0),
+        # Each good reply takes one level back.
+        (1.0, [*[(n, n, None) for n in (0, 100, 200)], GOOD, (300, 300, None)], 302.0),
+        (1.0, [*[(n, n, None) for n in (0, 100)], *[GOOD] * 10, (300, 300, None)], 300.5),
+    ],
+)
+def test_how_long_a_pause_lasts(
+    random: float, events: list[str | tuple[float, float, float | None]], resume_at: float
+) -> None:
+    pause = Backoff(wait_bound, lambda: random)
+    for event in events:
+        if isinstance(event, str):
+            pause.succeeded()
+        else:
+            pause.refused(*event)
+    assert pause.resume_at == resume_at
 
 
 def test_pauses_grow_while_refusals_go_on() -> None:
-    pause = backoff()
+    pause = Backoff(wait_bound, lambda: 1.0)
     now = 0.0
     pauses = []
     for _ in range(8):
@@ -46,65 +75,7 @@ def test_pauses_grow_while_refusals_go_on() -> None:
     assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0]
 
 
-def test_each_good_reply_takes_one_level_back() -> None:
-    pause = backoff()
-    for now in (0.0, 100.0, 200.0):
-        pause.refused(now, now, None)
-    pause.succeeded()
-    pause.refused(300.0, 300.0, None)
-    assert pause.resume_at == 302.0
-    for _ in range(10):
-        pause.succeeded()
-    pause.refused(400.0, 400.0, None)
-    assert pause.resume_at == 400.5
-
-
-def test_requests_that_were_in_flight_together_count_once() -> None:
-    pause = backoff()
-    for sent_at in (0.0, 0.1, 0.2):
-        pause.refused(sent_at, 1.0, None)
-    assert pause.resume_at == 1.5
-    pause.refused(0.3, 1.0, 7.0)  # but what the server asks for counts each time
-    assert pause.resume_at == 8.0
-
-
-@pytest.mark.parametrize(
-    ("retry_after", "random", "seconds"),
-    [(None, 0.0, 0.0), (None, 0.5, 0.25), (0.1, 1.0, 0.5), (30.0, 1.0, 30.0), (0.0, 0.0, 0.0)],
-)
-def test_the_pause_is_what_the_server_asks_for_or_longer(
-    retry_after: float | None, random: float, seconds: float
-) -> None:
-    pause = backoff(random)
-    pause.refused(10.0, 10.0, retry_after)
-    assert pause.resume_at == 10.0 + seconds
-
-
-def test_a_shorter_pause_does_not_end_a_longer_one() -> None:
-    pause = backoff()
-    pause.refused(0.0, 0.0, 60.0)
-    pause.refused(1.0, 1.0, None)
-    assert pause.resume_at == 60.0
-
-
 # --- ceiling --------------------------------------------------------------------------------------
-
-
-def test_a_request_that_was_too_large_halves_the_ceiling() -> None:
-    ceiling = IdCeiling()
-    assert ceiling.max_ids is None
-    counts: list[int | None] = []
-    for size in (1000, 500, 250, 125, 62, 31, 15, 7, 3, 1):
-        ceiling.refused(size)
-        counts.append(ceiling.max_ids)
-    assert counts == [500, 250, 125, 62, 31, 15, 7, 3, 1, 1]
-
-
-def test_larger_requests_that_were_in_flight_together_do_not_lower_it_again() -> None:
-    ceiling = IdCeiling()
-    for _ in range(8):
-        ceiling.refused(1000)
-    assert ceiling.max_ids == 500
 
 
 def successes_until_it_rises(ceiling: IdCeiling) -> int:
@@ -118,31 +89,28 @@ def successes_until_it_rises(ceiling: IdCeiling) -> int:
     return count
 
 
-def test_it_rises_again_and_more_rarely_each_time_that_proves_wrong() -> None:
+def test_the_ceiling_halves_and_rises_again_more_rarely_each_time_that_proves_wrong() -> None:
+    ceiling = IdCeiling()
+    ceiling.succeeded(10)
+    assert ceiling.max_ids is None
+    counts: list[int | None] = []
+    for size in (7, 3, 1):
+        ceiling.refused(size)
+        counts.append(ceiling.max_ids)
+    assert counts == [3, 1, 1]
     ceiling = IdCeiling()
     ceiling.refused(1000)
     needed = []
     for _ in range(4):
+        for _ in range(200):
+            ceiling.succeeded(499)  # smaller requests prove nothing
         needed.append(successes_until_it_rises(ceiling))
-        ceiling.refused(1000)
-        ceiling.refused(1000)
+        for _ in range(8):  # in flight together, they lower it once
+            ceiling.refused(1000)
         assert ceiling.max_ids == 500
     assert needed == [16, 32, 64, 128]
-
-
-def test_a_rise_that_was_right_is_not_held_against_the_next() -> None:
-    ceiling = IdCeiling()
-    ceiling.refused(1000)
-    assert [successes_until_it_rises(ceiling) for _ in range(3)] == [16, 16, 16]
-
-
-def test_smaller_requests_prove_nothing() -> None:
-    ceiling = IdCeiling()
-    ceiling.succeeded(10)
-    ceiling.refused(1000)
-    for _ in range(100):
-        ceiling.succeeded(499)
-    assert ceiling.max_ids == 500
+    # A rise that was right is not held against the next.
+    assert [successes_until_it_rises(ceiling) for _ in range(3)] == [256, 256, 256]
 
 
 # --- slots ----------------------------------------------------------------------------------------
@@ -154,21 +122,37 @@ def limiter(slots: int, start: int | None = None, **more: Any) -> ConcurrencyLim
     )
 
 
+def both_ways(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a test with tasks that start later, and with tasks that start at once."""
+
+    @functools.wraps(test)
+    def run_test(*args: P.args, **more: P.kwargs) -> None:
+        async def eagerly() -> None:
+            asyncio.get_running_loop().set_task_factory(eager)
+            await test(*args, **more)
+
+        run(test(*args, **more))
+        run(eagerly())
+
+    return run_test
+
+
 @pytest.mark.parametrize(
-    ("slots", "start", "first"), [(8, None, 8), (8, 2, 2), (8, 8, 8), (2, 8, 2), (1, None, 1)]
+    ("slots", "start", "first", "then"),
+    [(8, None, 8, 8), (8, 2, 2, 4), (8, 8, 8, 8), (2, 8, 2, 2), (1, None, 1, 1)],
 )
-def test_slots_at_first(slots: int, start: int | None, first: int) -> None:
-    assert limiter(slots, start).slots == first
-
-
-def test_slots_grow_where_a_start_is_given() -> None:
-    async def main() -> None:
-        slots = limiter(4, 1)
-        async with slots.slot():
-            slots.finished(sent_at=0.0, now=1.0, size=10, error=None)
-        assert slots.slots == 2
-
-    run(main())
+@both_ways
+async def test_slots_grow_where_a_smaller_start_is_given(
+    slots: int, start: int | None, first: int, then: int
+) -> None:
+    mine = limiter(slots, start)
+    assert mine.slots == first
+    for _ in range(first):
+        await mine.acquire()
+    for _ in range(first):
+        mine.finished(sent_at=0.0, now=1.0, size=10, error=None)
+        mine.release()
+    assert mine.slots == then
 
 
 class Users:
@@ -206,117 +190,19 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def both_ways(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a test with tasks that start later, and with tasks that start at once."""
-
-    async def eagerly() -> None:
-        asyncio.get_running_loop().set_task_factory(eager)
-        await main()
-
-    run(main())
-    run(eagerly())
-
-
-def test_slots_go_to_whoever_has_waited_longest() -> None:
-    async def main() -> None:
-        users = Users(limiter(2))
-        users.start(1, 2, 3, 4, 5)
+@both_ways
+async def test_fewer_slots_are_given_out_while_the_server_is_busy() -> None:
+    users = Users(limiter(4))
+    users.start(1, 2, 3, 4, 5, 6)
+    await settle()
+    refuse(users.slots)
+    assert users.slots.slots == 2
+    await asyncio.sleep(1)
+    for names, got in (((1, 2), 4), ((3,), 5), ((4,), 6)):
+        await users.finish(*names)
         await settle()
-        assert users.got == [1, 2]
-        assert users.slots.in_flight == 2
-        await users.finish(2)
-        users.start(6)  # does not get ahead of those that wait
-        await settle()
-        assert users.got == [1, 2, 3]
-        await users.finish(1, 3)
-        await settle()
-        assert users.got == [1, 2, 3, 4, 5]
-        await users.finish(4, 5, 6)
-        assert users.slots.in_flight == 0
-
-    both_ways(main)
-
-
-def test_whoever_is_cancelled_while_waiting_takes_no_slot() -> None:
-    async def main() -> None:
-        users = Users(limiter(1))
-        users.start(1, 2, 3, 4)
-        await settle()
-        await users.cancel(2)
-        await users.finish(1)
-        await settle()
-        assert users.got == [1, 3]
-        await users.cancel(3)
-        await settle()
-        assert users.got == [1, 3, 4]
-        await users.finish(4)
-        assert users.slots.in_flight == 0
-
-    both_ways(main)
-
-
-def test_whoever_is_cancelled_in_the_moment_of_getting_a_slot_gives_it_on() -> None:
-    async def main() -> None:
-        users = Users(limiter(1))
-        await users.slots.acquire()
-        users.start(1, 2)
-        await settle()
-        users.slots.release()
-        assert users.slots.in_flight == 1  # the first has it, and does not know yet
-        await users.cancel(1)
-        await settle()
-        assert users.got == [2]
-        await users.finish(2)
-        assert users.slots.in_flight == 0
-
-    both_ways(main)
-
-
-def test_whoever_is_cancelled_before_a_slot_is_free_is_passed_over() -> None:
-    async def main() -> None:
-        users = Users(limiter(1))
-        await users.slots.acquire()
-        users.start(1, 2)
-        await settle()
-        users.tasks[1].cancel()
-        users.slots.release()  # the first has not run since
-        await settle()
-        assert users.got == [2]
-        await users.finish(2)
-        assert users.slots.in_flight == 0
-
-    both_ways(main)
-
-
-def test_an_error_inside_frees_the_slot() -> None:
-    async def main() -> None:
-        slots = limiter(1)
-        with pytest.raises(KeyError):
-            async with slots.slot():
-                raise KeyError
-        assert slots.in_flight == 0
-
-    run(main())
-
-
-def test_fewer_slots_are_given_out_while_the_server_is_busy() -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        users = Users(limiter(4))
-        users.start(1, 2, 3, 4, 5, 6)
-        await settle()
-        users.slots.finished(sent_at=loop.time(), now=loop.time(), size=1, error=BUSY)
-        assert users.slots.slots == 2
-        await asyncio.sleep(1)
-        await users.finish(1, 2)
-        await settle()
-        assert users.got == [1, 2, 3, 4]
-        await users.finish(3)
-        await settle()
-        assert users.got == [1, 2, 3, 4, 5]
-        await users.finish(4, 5, 6)
-
-    run(main())
+        assert len(users.got) == got
+    await users.finish(5, 6)
 
 
 # --- pauses ---------------------------------------------------------------------------------------
@@ -334,82 +220,67 @@ def refuse(slots: ConcurrencyLimiter, retry_after: float | None = None, status: 
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_during_a_pause_nobody_gets_a_slot(status: int) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        slots = limiter(2)
-        began = loop.time()
-        async with slots.slot():
-            refuse(slots, 30, status)
-        assert began + 30 <= slots.resume_at <= loop.time() + 30
-        users = Users(slots)
-        users.start(1, 2)
-        await asyncio.sleep(29)
-        assert users.got == []
-        await asyncio.sleep(1.1)
-        assert users.got == [1]  # of two slots one is left
-        await users.finish(1, 2)
-        assert timers() == []
-
-    both_ways(main)
+@both_ways
+async def test_during_a_pause_nobody_gets_a_slot(status: int) -> None:
+    loop = asyncio.get_running_loop()
+    slots = limiter(2)
+    began = loop.time()
+    async with slots.slot():
+        refuse(slots, 30, status)
+    assert began + 30 <= slots.resume_at <= loop.time() + 30
+    users = Users(slots)
+    users.start(1, 2)
+    await asyncio.sleep(29)
+    assert users.got == []
+    await asyncio.sleep(1.1)
+    assert users.got == [1]  # of two slots one is left
+    await users.finish(1, 2)
+    assert timers() == []
 
 
-def test_no_timer_is_left_behind_by_those_that_stop_waiting() -> None:
-    async def main() -> None:
-        slots = limiter(2)
-        refuse(slots, 3600)
-        assert timers() == []
-        users = Users(slots)
-        users.start(1, 2)
-        await settle()
-        assert len(timers()) == 1
-        await users.cancel(1)
-        assert len(timers()) == 1
-        await users.cancel(2)
-        assert timers() == []
-
-    both_ways(main)
+@both_ways
+async def test_no_timer_is_left_behind_by_those_that_stop_waiting() -> None:
+    slots = limiter(2)
+    refuse(slots, 3600)
+    assert timers() == []
+    users = Users(slots)
+    users.start(1, 2)
+    await settle()
+    assert len(timers()) == 1
+    await users.cancel(1)
+    assert len(timers()) == 1
+    await users.cancel(2)
+    assert timers() == []
 
 
 @pytest.mark.parametrize("retry_after", [100_000.0, math.inf])
-def test_a_pause_may_be_longer_than_any_timer(retry_after: float) -> None:
-    async def main() -> None:
-        slots = limiter(2)
-        refuse(slots, retry_after)
-        users = Users(slots)
-        users.start(1)
-        await asyncio.sleep(99_000)
-        assert users.got == []
-        await asyncio.sleep(2_000)
-        assert users.got == ([1] if retry_after == 100_000 else [])
-        await users.cancel(1)
-        assert timers() == []
-
-    run(main())
+@both_ways
+async def test_a_pause_may_be_longer_than_any_timer(retry_after: float) -> None:
+    users = Users(limiter(2))
+    refuse(users.slots, retry_after)
+    users.start(1)
+    await asyncio.sleep(99_000)
+    assert users.got == []
+    await asyncio.sleep(2_000)
+    assert users.got == ([1] if retry_after == 100_000 else [])
+    await users.cancel(1)
+    assert timers() == []
 
 
-def test_a_pause_that_ends_while_the_loop_is_held_up_is_over() -> None:
-    async def main() -> None:
-        slots = limiter(2)
-        refuse(slots, 30)
-        skip(31)
+@both_ways
+async def test_a_wait_that_nobody_will_keep_pauses_nobody_nor_does_one_that_is_over() -> None:
+    loop = asyncio.get_running_loop()
+    slots = limiter(2, longest_wait=120.0)
+    refuse(slots, 121)
+    assert slots.resume_at <= loop.time() + 0.5
+    began = loop.time()
+    refuse(slots, 120)
+    assert began + 120 <= slots.resume_at <= loop.time() + 120
+    skip(121)  # while the loop is held up
+    with pytest.raises(KeyError):
         async with slots.slot():
-            assert slots.in_flight == 1
-
-    run(main())
-
-
-def test_a_wait_that_nobody_will_keep_pauses_nobody() -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        slots = limiter(2, longest_wait=120.0)
-        refuse(slots, 121)
-        assert slots.resume_at <= loop.time() + 0.5
-        began = loop.time()
-        refuse(slots, 120)
-        assert began + 120 <= slots.resume_at <= loop.time() + 120
-
-    run(main())
+            raise KeyError
+    assert slots.in_flight == 0
 
 
 def test_a_pause_of_one_loop_holds_nobody_up_in_the_next() -> None:
@@ -436,55 +307,34 @@ def test_a_pause_of_one_loop_holds_nobody_up_in_the_next() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [None, RequestError("lost"), HttpError("broken", 500), ReplyError("cut"), HttpError("no", 404)],
+    [
+        *(None, RequestError("lost"), ReplyError("cut"), KeyError("a bug")),
+        *(HttpError("no", status) for status in (404, 408, 425, 500, 502, 504)),
+    ],
 )
 def test_other_ends_of_requests_pause_nothing(error: Any) -> None:
-    async def main() -> None:
-        slots = limiter(4)
-        slots.finished(sent_at=0.0, now=0.0, size=1000, error=error)
-        assert (slots.slots, slots.resume_at, slots.max_ids) == (4, 0.0, None)
-
-    run(main())
+    slots = limiter(4)
+    slots.finished(sent_at=0.0, now=0.0, size=1000, error=error)
+    assert (slots.slots, slots.resume_at, slots.max_ids) == (4, 0.0, None)
 
 
-def test_a_refusal_that_is_no_http_answer_pauses_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_limiter, "traits_of", lambda _: Trait.SLOW_DOWN)
-
-    async def main() -> None:
-        slots = limiter(4)
-        slots.finished(sent_at=0.0, now=0.0, size=1, error=RequestError("later"))
-        assert slots.resume_at == 0.5
-
-    run(main())
-
-
-def test_the_ceiling_follows_refusals_and_good_replies() -> None:
-    async def main() -> None:
-        slots = limiter(4)
-        slots.finished(sent_at=0.0, now=0.0, size=1, error=TOO_LARGE)
-        assert slots.max_ids is None  # one id cannot be halved
-        slots.finished(sent_at=0.0, now=0.0, size=8, error=TOO_LARGE)
-        assert slots.max_ids == 4
-        for _ in range(16):
-            slots.finished(sent_at=0.0, now=0.0, size=4, error=None)
-        assert slots.max_ids == 8
-
-    run(main())
-
-
-def test_the_log_has_a_line_a_change(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_changes_is_logged_and_the_ceiling_follows_refusals_and_good_replies(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.DEBUG, "ctrlapi_async")
-
-    async def main() -> None:
-        slots = limiter(4)
-        for error in (BUSY, BUSY, TOO_LARGE, TOO_LARGE, None):
-            slots.finished(sent_at=0.0, now=10.0, size=100, error=error)
-
-    run(main())
+    slots = limiter(4)
+    slots.finished(sent_at=0.0, now=10.0, size=1, error=TOO_LARGE)
+    assert slots.max_ids is None  # one id cannot be halved
+    for error in (BUSY, BUSY, TOO_LARGE, TOO_LARGE, None):
+        slots.finished(sent_at=0.0, now=10.0, size=100, error=error)
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("WARNING", "slowing down: 2 requests at once, after 0.50 s"),
         ("WARNING", "request too large: 50 task ids at most from now on"),
     ]
+    for _ in range(15):
+        assert slots.max_ids == 50
+        slots.finished(sent_at=0.0, now=10.0, size=50, error=None)
+    assert slots.max_ids == 100
 
 
 def act(users: Users, kind: str, name: int) -> None:
@@ -503,34 +353,40 @@ def act(users: Users, kind: str, name: int) -> None:
         users.done[name].set()
 
 
+LINE: list[tuple[str, int, int]] = [("use", name, name // 4 * 5) for name in (1, 2, 3, 4)]
+"""Four users of slots come at once."""
+
+
 @given(
     slots=st.integers(1, 4),
     steps=st.lists(
         st.tuples(
             st.sampled_from(["use", "use", "cancel", "refuse", "succeed"]),
             st.integers(0, 7),
-            st.booleans(),
+            st.integers(0, 5),
         ),
         max_size=40,
     ),
 )
-def test_slots_are_never_lost_and_never_too_many(
-    slots: int, steps: list[tuple[str, int, bool]]
+@example(2, [*LINE, ("use", 2, 0), ("use", 5, 5)])  # who comes now does not get ahead
+@example(1, [*LINE, ("cancel", 2, 5), ("use", 1, 5), ("cancel", 3, 5)])  # while they wait
+@example(1, [*LINE, ("use", 1, 1), ("cancel", 2, 5)])  # it has a slot, and does not know yet
+@example(1, [*LINE, ("use", 1, 0), ("cancel", 2, 5)])  # it has not run since when one is free
+@both_ways
+async def test_slots_go_to_whoever_has_waited_longest_and_are_never_lost_nor_too_many(
+    slots: int, steps: list[tuple[str, int, int]]
 ) -> None:
-    async def main() -> None:
-        users = Users(limiter(slots))
-        for kind, name, wait in steps:
-            act(users, kind, name)
-            if wait:
-                await settle()
-            assert users.slots.in_flight <= slots
-        for name in users.tasks:
-            await users.finish(name)
-        assert users.slots.in_flight == 0
-        assert timers() == []
-
-    both_ways(main)
-
-
-def test_the_adaptive_strategy_is_the_one_that_is_used() -> None:
-    assert isinstance(limiter(8, 4)._strategy, AdaptiveConcurrency)
+    users = Users(limiter(slots))
+    cancelled = set()
+    for kind, name, turns in steps:
+        cancelled |= {name} if kind == "cancel" else set()
+        act(users, kind, name)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert users.slots.in_flight <= slots
+    for name in users.tasks:
+        await users.finish(name)
+    assert users.got == [name for name in users.tasks if name in users.got]
+    assert {*users.got} >= users.tasks.keys() - cancelled
+    assert users.slots.in_flight == 0
+    assert timers() == []

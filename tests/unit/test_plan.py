@@ -7,6 +7,7 @@ import math
 import pytest
 
 from ctrlapi_async import (
+    CtrlApiError,
     HttpError,
     ReplyError,
     RequestError,
@@ -19,7 +20,7 @@ from ctrlapi_async._bulk.jobs import JobKind
 from ctrlapi_async._bulk.options import RunOptions
 from ctrlapi_async._bulk.plan import StopPlan
 from ctrlapi_async._protocol.rows import Row, Rows
-from tests.support.drive import Drive
+from tests.support.drive import Drive, Request
 from tests.support.oracle import STATUS, STOP, ModelServer
 
 SENT = StopResult.STOP_SENT
@@ -222,3 +223,31 @@ def test_a_task_of_a_chain_that_is_asked_for_later_gets_what_is_due(
     drive.run()
     assert stops_of(drive) == [ids[-1]] * stops
     assert drive.outcomes[ids[-1]].result is SENT
+
+
+def test_what_a_task_was_restarted_as_while_its_stop_was_lost_is_stopped_too() -> None:
+    server, ids = chain()
+    drive = Drive([64], server=server)
+
+    def lose_one(request: Request) -> CtrlApiError | None:
+        if request.method != STOP or len(drive.sent(STOP)) > 1:
+            return None
+        ids.append(server.restart(64).task_id)
+        return RequestError("cut")
+
+    drive.fault = lose_one
+    drive.run()
+    assert stops_of(drive) == ids[1:]
+    assert (drive.results(), drive.outcomes[64].restarted_as) == ({SENT}, ids[-1])
+
+
+def test_what_nobody_waits_for_any_more_is_not_asked_about() -> None:
+    drive = Drive([1, 2], streaming=True)
+    drive.plan.add_tasks(3, [3], 0.0)
+    drive.server.add(3, 3)
+    for task_id in (1, 2):
+        drive.plan.discard(task_id)
+    drive.plan.close_input(0.0)
+    drive.run()
+    assert [request.ids for request in drive.requests] == [[3], [3]]
+    assert (drive.results([1, 2]), drive.results([3])) == ({StopResult.NOT_SENT}, {SENT})

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctrlapi_async._models import ALL_ACTIVE, MAX_ID
-from ctrlapi_async._protocol.requests import TaskCall, encode_request, task_params
+from ctrlapi_async._protocol.requests import encode_request, task_params
 from tests.support.wire import any_json, sample
 
 if TYPE_CHECKING:
@@ -39,21 +39,14 @@ def test_requests_are_as_documented_with_an_id(name: str) -> None:
     assert sent == documented
 
 
-@given(st.integers(0), st.lists(st.integers(0, MAX_ID), min_size=1))
-def test_one_id_is_sent_bare_and_several_as_an_array(project_id: int, ids: list[int]) -> None:
-    assert params_sent(task_params(*TaskCall(project_id, ids))) == {
+@given(st.integers(0), st.lists(st.integers(0, MAX_ID), min_size=1), JSON_PARAMS)
+def test_one_id_is_sent_bare_and_several_as_an_array_beside_the_options(
+    project_id: int, ids: list[int], options: dict[str, Any]
+) -> None:
+    assert params_sent(task_params(project_id, ids, options)) == {
         "project_id": project_id,
         "task_ids": ids[0] if len(ids) == 1 else ids,
-    }
-
-
-def test_options_are_sent_beside_the_ids() -> None:
-    params = task_params(2, [64, 65], {"restart_chain": "last", "detailed_test_results": True})
-    assert params_sent(params) == {
-        "project_id": 2,
-        "task_ids": [64, 65],
-        "restart_chain": "last",
-        "detailed_test_results": True,
+        **options,
     }
 
 
@@ -122,20 +115,10 @@ CYCLE: dict[str, Any] = {}
 CYCLE["a"] = [CYCLE]
 
 IMPOSSIBLE: list[Any] = [
-    {"a": object()},
-    {"a": [1, object()]},
-    {"a": math.nan},
-    {"a": [math.inf]},
-    {"a": -math.inf},
-    {"a": "\ud800"},
-    {"\ud800": 1},
-    {1: "a"},
+    *({"a": number} for number in (math.nan, [math.inf], -math.inf, Decimal(1), 10**5000)),
+    *({"a": value} for value in (object(), [1, object()], {1, 2}, b"bytes", iter([1]), "\ud800")),
+    *({key: 1} for key in ("\ud800", 1)),
     {"a": {None: 1}},
-    {"a": {1, 2}},
-    {"a": b"bytes"},
-    {"a": Decimal(1)},
-    {"a": iter([1])},
-    {"a": 10**5000},
     nested(100_000),
     CYCLE,
 ]

@@ -59,17 +59,13 @@ STATUSES: Final = [*[RUNNING] * 8, *PENDING, *PENDING, "Completed", "Rejected", 
 
 
 class Fault(NamedTuple):
-    """What a whole request may meet.
-
-    Args:
-        make: Returns the error.
-        undone: Whether it says that nothing was carried out.
-        final: Whether the tasks may be given up at once.
-    """
+    """What a whole request may meet."""
 
     make: Callable[[str], CtrlApiError]
     undone: bool = False
+    """Whether it says that nothing was carried out."""
     final: bool = False
+    """Whether the tasks may be given up at once."""
 
 
 def http(status: int, retry_after: float | None = None) -> Fault:
@@ -110,16 +106,12 @@ def project_of(task_id: int) -> int:
     return PROJECTS[task_id % len(PROJECTS)]
 
 
-def open_run(self: Any) -> bool:
-    return not self.plan.done
-
-
-def some_in_flight(self: Any) -> bool:
-    return bool(self.in_flight) and not self.plan.done
-
-
 def late(self: Any) -> bool:
     return self.moves >= self.peace and not self.plan.done
+
+
+open_run = precondition(lambda self: not self.plan.done)
+some_in_flight = precondition(lambda self: bool(self.in_flight) and not self.plan.done)
 
 
 class Machine(RuleBasedStateMachine):
@@ -152,38 +144,27 @@ class Machine(RuleBasedStateMachine):
             attempts=st.just(ATTEMPTS),
             timeout=st.sampled_from([None, None, 0.0, 10.0]),
         ),
-        chunk=st.sampled_from([7, 5, 4, 3, 2, 1]),
+        sizes=st.tuples(st.sampled_from([7, 5, 4, 3, 2, 1]), st.integers(0, 60)),
         streaming=st.booleans(),
         listings=st.sampled_from([(), (), (2,), (3, 2), PROJECTS]),
         denial=st.sampled_from(["bad", "bad", "all", "none", "no row"]),
-        peace=st.integers(0, 60),
         wanted=wishes,
         chance=chances,
     )
     def begin(
-        self,
-        *,
-        options: RunOptions,
-        policy: RetryPolicy,
-        chunk: int,
-        streaming: bool,
-        listings: tuple[int, ...],
-        denial: str,
-        peace: int,
-        wanted: list[tuple[int, str | None]],
-        chance: random.Random,
+        self, options: RunOptions, policy: RetryPolicy, chance: random.Random, **more: Any
     ) -> None:
         if not options.check:  # as `task_stop` does
             options = RunOptions(check=False, follow_restarts=False, collect=options.collect)
         if options.dry_run and options.wait_pending is not None:
             options = RunOptions(dry_run=True, follow_restarts=options.follow_restarts)
-        self.options, self.chunk, self.denial, self.peace = options, chunk, denial, peace
+        (self.chunk, self.peace), self.denial = more["sizes"], more["denial"]
+        self.options, streaming = options, more["streaming"]
         self.attempts = ATTEMPTS if policy.timeout is None else 1
-        self.streaming = streaming
         self.plan = StopPlan(
             options, policy, began=self.now, random=chance.random, streaming=streaming
         )
-        self.plan.set_chunk(chunk)
+        self.plan.set_chunk(self.chunk)
         self.oracle = Oracle(
             check=options.check,
             dry_run=options.dry_run,
@@ -192,11 +173,11 @@ class Machine(RuleBasedStateMachine):
             wait_stopped=options.wait_stopped is not None,
             attempts=self.attempts,
         )
-        self.listings = listings if options.check and not streaming else ()
+        self.listings = more["listings"] if options.check and not streaming else ()
         self.blamed = bool(self.listings)
         for project_id in self.listings:
             self.plan.add_all_active(project_id)
-        self.add(wanted, chance)
+        self.add(more["wanted"], chance)
         if not streaming:
             self.close_input()
 
@@ -267,12 +248,12 @@ class Machine(RuleBasedStateMachine):
 
     # --- answers
 
-    @precondition(some_in_flight)
+    @some_in_flight
     @rule(index=indexes, chance=chances)
     def answer(self, index: int, chance: random.Random) -> None:
         self.reply(index, chance, odd=False)
 
-    @precondition(some_in_flight)
+    @some_in_flight
     @rule(index=indexes, chance=chances)
     def answer_oddly(self, index: int, chance: random.Random) -> None:
         self.reply(index, chance, odd=True)
@@ -373,7 +354,7 @@ class Machine(RuleBasedStateMachine):
         self.oracle.ended |= self.oracle.dead.issuperset(project_of(n) for n in self.oracle.asked)
         return Answer(undone=True, final=True)
 
-    @precondition(some_in_flight)
+    @some_in_flight
     @rule(index=indexes, fault=st.sampled_from(PASSING), effect=st.booleans())
     def fail(self, index: int, fault: Fault, effect: bool) -> None:
         job = self.in_flight.pop(index % len(self.in_flight))
@@ -411,13 +392,13 @@ class Machine(RuleBasedStateMachine):
 
     # --- time
 
-    @precondition(open_run)
+    @open_run
     @rule(step=st.sampled_from([0.01, 0.05, 0.3, 2.0, 9.0]))
     def pass_time(self, step: float) -> None:
         self.now += step
         self.wake()
 
-    @precondition(open_run)
+    @open_run
     @rule()
     def sleep(self) -> None:
         at = self.plan.next_wakeup(self.now)
@@ -429,12 +410,11 @@ class Machine(RuleBasedStateMachine):
         timeout = self.options.timeout
         if timeout is not None and self.now >= 100.0 + timeout:
             self.oracle.ended = True
-            self.blamed |= self.input_open
         self.plan.wake(self.now)
         assert self.plan.next_wakeup(self.now) > self.now, "it would spin"
         self.take()
 
-    @precondition(open_run)
+    @open_run
     @rule(chance=chances)
     def live_on(self, chance: random.Random) -> None:
         """Let time pass at the server."""
@@ -469,7 +449,7 @@ class Machine(RuleBasedStateMachine):
         assert self.plan.done
         self.take()
 
-    @precondition(open_run)
+    @open_run
     @rule(chance=chances, moves=st.integers(1, 30), trouble=st.sampled_from([0.0, 0.0, 0.3, 0.7]))
     def go_on(self, chance: random.Random, moves: int, trouble: float) -> None:
         """Let the run do what it does by itself, and the server what it may."""
@@ -497,6 +477,8 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def take(self) -> None:
         """Take the outcomes that are announced."""
+        # Ended before its time, the run may have missed tasks.
+        self.blamed |= self.plan.done and self.input_open
         store, options = self.plan.store, self.options
         pending_time = self.now < 100.0 + (options.wait_pending or 0.0)
         stopped_time = self.now < self.last_stop + (options.wait_stopped or 0.0)
