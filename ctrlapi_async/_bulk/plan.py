@@ -257,7 +257,8 @@ class StopPlan:
             settle_open(self._schedule, self._outcomes, lambda of: text_of(dead.get(of, error)))
         unanswered = any(self._outcomes.store.settled[result] for result in UNANSWERED)
         if error is not None and (listing or unanswered):
-            for cause in (*met, error):
+            # That the time is over says less than why it was not enough.
+            for cause in (*met, error) if isinstance(error, DeadlineError) else (error, *met):
                 self.note(cause)
         self.done = True
         self._cost.ended_at = now

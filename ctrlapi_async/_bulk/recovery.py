@@ -241,6 +241,7 @@ class Recovery:
     def _end_run(self, job: Job, error: CtrlApiError) -> None:
         """Send no further request; replies in flight are still used."""
         self.fatal_error = self.fatal_error or error
+        job.fault = error
         if job.kind is JobKind.STOP and Trait.NOT_CARRIED_OUT not in traits_of(error):
             job.lost = job.lost or error
         if job.kind is JobKind.POLL_PENDING:

@@ -42,10 +42,11 @@ def world() -> Iterator[World]:
 
 @pytest.fixture
 def worlds(world: World) -> World:
-    """Add project 3 to the world: 31 and 32 run, 33 is completed; and project 4: 41 runs."""
+    """Add project 3 to the world: 31 and 32 run, 33 is completed; 4: 41 runs; 5: 64 restarted."""
     world.add_tasks([31, 32], "Running", project_id=3)
     world.add_task(33, "Completed", project_id=3)
     world.add_task(41, "Running", project_id=4)
+    world.add_task(64, "Stalled", project_id=5, restarts=1)
     return world
 
 

@@ -56,23 +56,11 @@ def environment(api: World | None) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), **names, **server}
 
 
-def start(
-    api: World | None,
-    *argv: str,
-    stdin: Any = subprocess.PIPE,
-    stdout: Any = subprocess.PIPE,
-    stderr: Any = subprocess.PIPE,
-    new_session: bool = False,
-) -> subprocess.Popen[bytes]:
-    """Start Python, with pipes for all standard streams unless the arguments say otherwise."""
-    return subprocess.Popen(
-        [sys.executable, *argv],
-        env=environment(api),
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        start_new_session=new_session,
-    )
+def start(api: World | None, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start Python, with pipes for all standard streams unless the options say otherwise."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, *argv]
+    return subprocess.Popen(command, env=environment(api), **{**pipes, **options})
 
 
 def process(api: World | None, *argv: str) -> subprocess.Popen[bytes]:
@@ -109,9 +97,9 @@ class Pseudoterminal:
 
     def start(self, api: World, *argv: str) -> subprocess.Popen[bytes]:
         """Start the command line as a process whose terminal this is."""
-        stdin, stdout, stderr = self.streams
-        command = ("-c", ON_TERMINAL, self._path, *argv)
-        return start(api, *command, stdin=stdin, stdout=stdout, stderr=stderr, new_session=True)
+
+        streams = dict(zip(("stdin", "stdout", "stderr"), self.streams, strict=True))
+        return start(api, "-c", ON_TERMINAL, self._path, *argv, **streams, start_new_session=True)
 
     def release(self) -> None:
         """Let go of the command's side, so that its end can be seen."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,8 +18,10 @@ from ctrlapi_async.cli.messages import CAUSES, explain
 from ctrlapi_async.cli.options import MessageOptions
 from ctrlapi_async.cli.process import Process, run_command
 from ctrlapi_async.cli.running import Ending
-from ctrlapi_async.simulator import HttpStatus
-from tests.cli.support import Call, World
+from ctrlapi_async.simulator import Body, Fault, Hang, HttpStatus
+
+if TYPE_CHECKING:
+    from tests.cli.support import Call, World
 
 FOLDER = Path(__file__).parent
 USAGE = (FOLDER / "usage.txt").read_text("utf-8")
@@ -34,83 +37,74 @@ def test_usage(call: Call, world: World, typed: str, said: str) -> None:
     assert "base_url" not in result.err
 
 
-def test_tasks_that_are_not_there_exit_1(call: Call, world: World) -> None:
-    result = call(world, "stop", "1", "99")
-    assert (result.status, result.err) == (Exit.REFUSED, "")
-    assert result.results == {1: "stop_sent", 99: "not_found"}
-
-
-def test_tasks_without_an_answer_exit_3(call: Call, world: World) -> None:
-    world.fault(HttpStatus(403), method="TaskStop", number=1)
-    result = call(world, "stop", "1-5", "--retries", "0", "-o", "ndjson")
-    assert result.status == Exit.INCOMPLETE
-    assert (result.results[1], result.results[4]) == ("not_sent", "not_running")
-    assert result.err.splitlines()[-1] == "error: 3 of 5 tasks without an answer: name them again"
-
-
-def test_a_deadline_exits_3_with_what_is_known(call: Call, world: World) -> None:
-    with world.hold("TaskStop"):
-        result = call(world, "stop", "1-5", "--timeout", "0.2", "-o", "ndjson")
-    assert (result.status, result.results[1]) == (Exit.INCOMPLETE, "unconfirmed")
-    assert "; give it more time with --timeout\n" in result.err
-
-
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "fault", "status", "results", "said"),
     [
-        ("--project 9", "TaskStatus: project 9 does not exist; check --project"),
-        ("--user-id 5", "TaskStatus: user 5 is unavailable; check --user-id"),
-        ("--url http://127.0.0.1:1 --retries 0", "check --url, and whether"),
+        ("1 99", None, 1, "stop_sent not_found", ""),
+        ("1 9:91 3:31", None, 3, "stop_sent stop_sent not_sent", "project 9 does not exist; check"),
+        (
+            "1 9:91 3:31",
+            None,
+            3,
+            "stop_sent stop_sent not_sent",
+            "\nerror: 1 of 3 tasks without an",
+        ),
+        ("1 4 --retries 0", HttpStatus(403), 3, "not_sent not_running", "\nerror: 1 of 2 tasks"),
+        ("1 4 --timeout 0.2", Hang(), 3, "unconfirmed not_running", "more time with --timeout\n"),
     ],
 )
-def test_nothing_could_be_done_exits_4(call: Call, world: World, options: str, words: str) -> None:
-    result = call(world, "stop", "1-5", "-o", "table", *options.split())
-    assert result.status == Exit.NOTHING
-    assert words in result.err
-    assert "ssl:default" not in result.err
-    assert result.err.count("\n") == 1
-    assert "5 tasks: 5 not sent" in result.out
-    status = call(world, "status", "1-5", "-o", "table", *options.split())
-    assert "5 tasks: 5 no answer" in status.out
+def test_the_status_tells_whether_all_tasks_have_an_answer(
+    call: Call, worlds: World, *, options: str, fault: Any, status: int, results: str, said: str
+) -> None:
+    worlds.fault_when = lambda record: fault if "TaskStop" in record.methods else None
+    result = call(worlds, "stop", *options.split(), "-o", "ndjson")
+    assert (result.status, said in result.err) == (status, True)
+    assert [result.results[n] for n in sorted(result.results)] == results.split()
+    assert bool(result.err) is bool(said)
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"),
+    ("options", "fault", "words"),
     [
+        ("--project 9", None, "TaskStatus: project 9 does not exist; check --project"),
+        ("--user-id 5", None, "TaskStatus: user 5 is unavailable; check --user-id"),
+        ("--url http://127.0.0.1:1", None, "check --url, and whether"),
         (
+            "",
             HttpStatus(401),
             "; give --auth or --api-key-file, or set CTRLAPI_AUTH or CTRLAPI_API_KEY",
         ),
-        (HttpStatus(403), "the server's settings must switch the Control API on"),
-        (HttpStatus(404), "there is no Control API at this address; check --url"),
-        (HttpStatus(302, headers={"Location": "/x"}), "redirects to /x"),
-        (HttpStatus(502), "; try again later"),
-        (HttpStatus(200), "; check that --url is a Control API"),
+        ("", HttpStatus(403), "the server's settings must switch the Control API on"),
+        ("", HttpStatus(404), "there is no Control API at this address; check --url"),
+        ("", HttpStatus(302, headers={"Location": "/x"}), "redirects to /x"),
+        ("", HttpStatus(502), "; try again later"),
+        ("", HttpStatus(200), "; check that --url is a Control API"),
+        (
+            "",
+            Body('{"reply": [{"error": "Undefined method \'TaskStatus\'"}]}'),
+            "Undefined method 'TaskStatus'; check that --url",
+        ),
     ],
 )
-def test_what_a_proxy_answers_is_one_sentence(
-    call: Call, world: World, fault: HttpStatus, words: str
+def test_where_nothing_could_be_done_one_sentence_says_why_and_the_status_is_4(
+    call: Call, world: World, options: str, fault: Fault | None, words: str
 ) -> None:
     world.fault_when = lambda _: fault
-    result = call(world, "status", "1-5", "--retries", "0")
-    assert result.status == Exit.NOTHING
-    assert words in result.err
-    assert result.err.startswith("error: ")
-    assert result.err.count("\n") == 1
-    table = call(world, "status", "1-5", "--retries", "0", "-o", "table").out
-    assert not re.search("`|ApiKey|ssl:", result.err + table)
+    for command, summary in (("stop", "5 not sent"), ("status", "5 no answer")):
+        result = call(world, command, "1-5", "--retries", "0", "-o", "table", *options.split())
+        assert result.status == Exit.NOTHING
+        assert result.err.startswith("error: ")
+        assert words in result.err
+        assert result.err.count("\n") == 1
+        assert f"5 tasks: {summary}" in result.out
+        assert not re.search("`|ApiKey|ssl:", result.err + result.out)
 
 
-def test_what_a_server_refuses(call: Call, world: World) -> None:
+def test_a_server_that_lists_no_active_tasks_is_told(call: Call, world: World) -> None:
     world.refuse_all_active = True
     result = call(world, "stop", "--all-active", "-y")
     assert result.status == Exit.NOTHING
     assert "TaskStatus: task_ids must be an integer or an array of integers\n" in result.err
-    with World(methods=["TaskStop"]) as api:
-        api.add_task(1)
-        result = call(api, "stop", "1")
-    assert result.status == Exit.NOTHING
-    assert "Undefined method 'TaskStatus'; check that --url" in result.err
 
 
 def test_no_more_than_a_few_causes_are_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,15 +62,12 @@ def test_what_help_tells(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("missing", ["cyclopts", "rich", "platformdirs"])
 def test_without_the_extra_one_line_tells_what_to_install(missing: str) -> None:
     result = python(
-        f"import sys; sys.modules['{missing}'] = None\n"
-        "sys.argv[1:] = ['config']\n"
+        f"import sys; sys.modules['{missing}'] = None; sys.argv[1:] = ['config']\n"
         "import runpy; runpy.run_module('ctrlapi_async', run_name='__main__')"
     )
     assert (result.status, result.out) == (Exit.USAGE, "")
-    assert result.err == (
-        f"error: the command line needs {missing}, which comes with the extra `cli`: "
-        "pip install 'ctrlapi-async[cli]'\n"
-    )
+    said = f"error: the command line needs {missing}, which comes with the extra `cli`: "
+    assert result.err == f"{said}pip install 'ctrlapi-async[cli]'\n"
 
 
 def test_what_else_is_missing_is_no_matter_of_the_extra(
@@ -98,11 +95,8 @@ def test_completion(shell: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--version", "-V"])
-def test_version(call: Call, flag: str) -> None:
+def test_the_version_and_the_entry_points(call: Call, flag: str) -> None:
     assert call(None, flag) == (Exit.OK, f"{ctrlapi_async.__version__}\n", "")
-
-
-def test_the_entry_points() -> None:
     assert import_module("ctrlapi_async.__main__").main is cli.main
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"ctrlapi-async": "ctrlapi_async.cli:main"}

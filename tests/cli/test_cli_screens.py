@@ -16,13 +16,11 @@ if TYPE_CHECKING:
     from tests.cli.support import OnTerminal
 
 GOLDEN = Path(__file__).with_name("screens.txt").read_text("utf-8")
-SCREENS = dict(section.rstrip("\n").split("\n", 1) for section in GOLDEN.split("\n### ")[1:])
-
-few_tasks = pytest.mark.parametrize(
-    "line", ["status 1-4 64 99", "stop 1 64 99 --dry-run -o wide", "stop 1 3 99"]
-)
-many_tasks = pytest.mark.parametrize("line", ["status 1-300 301-304", "stop --all-active"])
-sizes = pytest.mark.parametrize("columns", [40, 80, 120])
+SCREENS = {
+    (int(columns), line): screen.rstrip("\n")
+    for sizes, line, screen in re.findall(r"(?ms)^### ([\d ]+): (.*?)\n(.*?)(?=^###|\Z)", GOLDEN)
+    for columns in sizes.split()
+}
 
 
 def plain(shown: str) -> str:
@@ -31,45 +29,40 @@ def plain(shown: str) -> str:
     return re.sub(r"http://127.0.0.1:\d+", "http://127.0.0.1:12345", shown)
 
 
-def serve_few(api: World) -> None:
-    """Serve five tasks, one of them restarted, and refuse others row by row."""
-    api.missing = "error"
+def few_tasks() -> World:
+    """Return a server with five tasks, one of them restarted, that refuses others row by row."""
+    api = World(missing="error")
     api.add_tasks([1, 2], "Running")
     api.add_task(3, "Completed")
     api.add_task(4, "Scheduled")
     api.add_task(64, "Stalled", restarts=1)
+    return api
 
 
-@sizes
-@few_tasks
-def test_few_tasks(on_terminal: OnTerminal, line: str, columns: int) -> None:
-    with World() as api:
-        serve_few(api)
-        result = on_terminal(api, *line.split(), columns=columns)
-    assert plain(result.out) == SCREENS[f"{columns}: {line}"]
+def many_tasks() -> World:
+    api = World()
+    api.mixed_tasks(300, restarted=0.05)
+    return api
 
 
-@sizes
-@many_tasks
-def test_many_tasks(on_terminal: OnTerminal, line: str, columns: int) -> None:
-    answer = ("[y/N]", "y\n") if "--all-active" in line else None
-    with World() as api:
-        api.mixed_tasks(300, restarted=0.05)
-        result = on_terminal(api, *line.split(), columns=columns, answer=answer)
-    assert plain(result.out) == SCREENS[f"{columns}: {line}"]
-
-
-@sizes
-def test_config(on_terminal: OnTerminal, config_folder: Path, columns: int) -> None:
+@pytest.mark.parametrize(("columns", "line"), [key for key in SCREENS if key[1] != "progress"])
+def test_a_screen_fits_its_width(
+    on_terminal: OnTerminal, config_folder: Path, line: str, columns: int
+) -> None:
     (config_folder / "config.toml").write_text(
         '[lab]\nurl = "http://joe:pw@lab"\nuser_id = 7\nproject = [3, 4]\n'
     )
-    result = on_terminal(None, "config", "--profile", "lab", "-p", "5", columns=columns)
-    assert result.out.startswith("Configuration file:")
-    assert result.out.partition("Profile: ")[2] == SCREENS[f"{columns}: config"]
+    config = line.startswith("config")
+    answer = ("[y/N]", "y\n") if "--all-active" in line else None
+    with few_tasks() if "64" in line or "99" in line else many_tasks() as api:
+        server = None if config else api
+        result = on_terminal(server, *line.split(), columns=columns, answer=answer)
+    where, _, profile = result.out.partition("Profile: ")
+    assert where.startswith("Configuration file:") is config
+    assert plain(profile if config else result.out) == SCREENS[columns, line]
 
 
-@sizes
+@pytest.mark.parametrize("columns", [40, 80, 120])
 def test_progress(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setattr("ctrlapi_async.cli.tables.WIDTH", columns)
     words = "1,000 stop sent, 990 not running, 10 not found"
@@ -77,7 +70,7 @@ def test_progress(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     new = Progress(doing="Checking", total=None, done=1234, words="", elapsed=0)
     old = Progress(doing="Checking", total=None, done=1234, words="", elapsed=2)
     shown = "".join(printed(each, terminal=False) for each in (half, new, old))
-    assert shown.rstrip("\n") == SCREENS[f"{columns}: progress"]
+    assert shown.rstrip("\n") == SCREENS[columns, "progress"]
 
 
 def test_progress_on_a_terminal(on_terminal: OnTerminal) -> None:
@@ -92,8 +85,7 @@ def test_progress_on_a_terminal(on_terminal: OnTerminal) -> None:
 
 
 def test_lines_and_progress_do_not_run_through_each_other(on_terminal: OnTerminal) -> None:
-    with World() as api:
-        serve_few(api)
+    with few_tasks() as api:
         assert on_terminal(api, "stop", "1-4", "-o", "ids").err.split() == ["1", "2"]
         quiet = on_terminal(api, "status", "1", "-q", "-o", "json", keep=("stdout",))
     assert quiet.err == ""
@@ -110,8 +102,7 @@ def test_colours_on_terminals_only(
 
 
 def test_the_width_is_that_of_the_terminal() -> None:
-    with World() as api, Pseudoterminal(40) as terminal:
-        serve_few(api)
+    with few_tasks() as api, Pseudoterminal(40) as terminal:
         terminal.start(api, "status", "1-4", "64", "99").wait()
         terminal.finish()
-        assert plain(terminal.screen) == SCREENS["40: status 1-4 64 99"]
+        assert plain(terminal.screen) == SCREENS[40, "status 1-4 64 99"]

@@ -20,33 +20,7 @@ def test_each_task_is_a_line_of_json(call: Call, world: World) -> None:
     assert (result.status, result.err, result.results) == (Exit.OK, "", STATUSES)
     assert list(result.rows[0]) == ["task_id", "project_id", "status", "error", "restarted_as"]
     assert world.counters.calls == {"TaskStatus": 1}
-
-
-def test_json(call: Call, world: World) -> None:
-    world.add_task(64, "Stalled", restarts=1)
-    more = {"project_id": 2, "error": None}
-    new = world.tasks[64].restarted_as
-    assert json.loads(call(world, "status", "4", "64", "-o", "json").out) == {
-        "tasks": [
-            {"task_id": 4, "status": "Completed", "restarted_as": None, **more},
-            {"task_id": 64, "status": "Running", "restarted_as": new, **more},
-        ]
-    }
-    [row] = call(world, "status", "64", "--no-restarts").rows
-    assert (row["status"], row["restarted_as"]) == ("Stalled", new)
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ("1-5", "1 2 3 4 5"),
-        ("1-5 --only Completed --only scheduled", "4 5"),
-        ("--all-active", "1 2 3 5"),
-    ],
-)
-def test_ids(call: Call, world: World, options: str, expected: str) -> None:
-    result = call(world, "status", "-o", "ids", *options.split())
-    assert sorted(result.out.split()) == expected.split()
+    assert json.loads(call(world, "status", "1-5", "-o", "json").out) == {"tasks": result.rows}
 
 
 def test_an_unknown_status_is_told(call: Call, world: World) -> None:
@@ -73,15 +47,22 @@ def moving(world: World) -> World:
     return world
 
 
-def test_watch_prints_what_changes(call: Call, moving: World) -> None:
-    result = call(moving, "status", "1", "7", *WATCH)
+@pytest.mark.parametrize(
+    ("options", "tasks", "statuses"),
+    [
+        ("1 7", [1, 7, 7, 7], ["Completed", "Scheduled", "Running", "Completed"]),
+        ("--all-active", [7, 7], ["Scheduled", "Running"]),
+        ("7 -o json", [7], ["Completed"]),  # once, at the end
+    ],
+)
+def test_watch_prints_what_changes_until_no_task_is_active(
+    call: Call, moving: World, options: str, tasks: list[int], statuses: list[str]
+) -> None:
+    result = call(moving, "status", *options.split(), *WATCH)
     assert (result.status, result.err) == (Exit.OK, "")
-    assert [(row["task_id"], row["status"]) for row in result.rows] == [
-        (1, "Completed"),
-        (7, "Scheduled"),
-        (7, "Running"),
-        (7, "Completed"),
-    ]
+    rows = json.loads(result.out)["tasks"] if "json" in options else result.rows
+    assert [row["task_id"] for row in rows] == tasks
+    assert [row["status"] for row in rows] == statuses
     assert moving.counters.requests == 3
 
 
@@ -90,17 +71,11 @@ def test_watch_of_ids_that_a_pipe_brought(moving: World) -> None:
     assert ended(running, b"7").out == "7\n"
 
 
-def test_watch_of_all_active_tasks_ends_when_there_are_none(call: Call, moving: World) -> None:
+def test_watch_as_a_table_ends_with_a_summary(call: Call, moving: World) -> None:
     result = call(moving, "status", "--all-active", *WATCH, "-o", "table")
-    assert result.status == Exit.OK
     rows = [line.split()[1] for line in result.out.splitlines() if line[:1] == "7"]
     assert rows == ["Scheduled", "Running"]
     assert result.out.splitlines()[-1].startswith("0 tasks (")
-
-
-def test_watch_prints_json_once(call: Call, moving: World) -> None:
-    [task] = json.loads(call(moving, "status", "7", *WATCH, "-o", "json").out)["tasks"]
-    assert task["status"] == "Completed"
 
 
 @pytest.mark.parametrize("keep", [(), ("stderr",)])
@@ -114,14 +89,12 @@ def test_watch_on_a_terminal_draws_one_table(
     assert result.out.splitlines()[-1].startswith("2 tasks: 2 Completed (")
 
 
-def test_watch_ends_with_its_time(call: Call, world: World) -> None:
-    result = call(world, "status", "1-5", "--watch", "1h", "--timeout", "0.2")
-    assert (result.status, len(result.rows)) == (Exit.INCOMPLETE, 5)
+def test_watch_ends_with_its_time_or_with_an_error(call: Call, moving: World) -> None:
+    moving.tick = 0
+    result = call(moving, "status", "1-5", "7", "--watch", "1h", "--timeout", "0.2")
+    assert (result.status, len(result.rows)) == (Exit.INCOMPLETE, 6)
     assert result.err == "error: some tasks are still running or in the queue\n"
-
-
-def test_watch_ends_with_an_error(call: Call, moving: World) -> None:
-    moving.fault(HttpStatus(403), number=2)
+    moving.fault(HttpStatus(403), number=3)
     result = call(moving, "status", "7", *WATCH, "--retries", "0")
     assert result.status == Exit.NOTHING
     assert result.err.startswith("error: HTTP 403")

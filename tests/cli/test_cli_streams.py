@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MANY = 2000
+NO_REPORT = "error: the report could not be written to standard output: "
 
 
 @pytest.fixture
@@ -51,43 +52,32 @@ def all_stopped(api: World) -> bool:
     return bool(api.counters.ids["TaskStop"] == len(api.tasks))
 
 
-@pytest.fixture
-def bash() -> Callable[[World, str], Result]:
+def bash(api: World, line: str) -> Result:
     """Carry out a line of bash, in which `stop` is the command."""
-
-    def run(api: World, line: str) -> Result:
-        function = f'stop() {{ "{sys.executable}" -m ctrlapi_async stop "$@"; }}; {line}'
-        exec_bash = "import os, sys; os.execvp('bash', ['bash', '-c', sys.argv[1]])"
-        return ended(start(api, "-c", exec_bash, function))
-
-    return run
+    function = f'stop() {{ "{sys.executable}" -m ctrlapi_async stop "$@"; }}; {line}'
+    exec_bash = "import os, sys; os.execvp('bash', ['bash', '-c', sys.argv[1]])"
+    return ended(start(api, "-c", exec_bash, f"{function}; exit ${{PIPESTATUS[0]}}"))
 
 
 @pytest.mark.parametrize(
     ("line", "status", "said"),
     [
-        ("stop 0-1999 >&-", Exit.UNWRITTEN, "it is closed\n"),
-        ("stop 0-1999 >/dev/full", Exit.UNWRITTEN, "No space left on device\n"),
-        ("stop 0-1999 | head -n1 >/dev/null", Exit.UNWRITTEN, "Broken pipe\n"),
-        ("stop 0-1999 -o json | true", Exit.UNWRITTEN, "Broken pipe\n"),
+        ("stop 0-1999 >&-", Exit.UNWRITTEN, f"{NO_REPORT}it is closed\n"),
+        ("stop 0-1999 >/dev/full", Exit.UNWRITTEN, f"{NO_REPORT}No space left on device\n"),
+        ("stop 0-1999 | head -n1 >/dev/null", Exit.UNWRITTEN, f"{NO_REPORT}Broken pipe\n"),
+        ("stop 0-1999 -o json | true", Exit.UNWRITTEN, f"{NO_REPORT}Broken pipe\n"),
         ("stop 0-1999 >&- 2>&-", Exit.UNWRITTEN, ""),
         ("stop 0-1999 -v 2>/dev/full >/dev/null", Exit.OK, ""),
         ("stop 0-1999 -v 2>&1 >/dev/null | head -n1 >/dev/null", Exit.OK, ""),
+        ("stop - <&-", Exit.USAGE, "error: standard input cannot be read: it is closed\n"),
     ],
 )
 def test_streams_that_are_closed_or_full_or_not_read(
-    bash: Any, crowd: World, line: str, status: Exit, said: str
+    crowd: World, line: str, status: Exit, said: str
 ) -> None:
-    result = bash(crowd, f"{line}; exit ${{PIPESTATUS[0]}}")
-    report = bool(said) * "error: the report could not be written to standard output: "
-    assert (result.status, result.err) == (status, report + said)
-    assert all_stopped(crowd)
-
-
-def test_no_standard_input(bash: Any, world: World) -> None:
-    result = bash(world, "stop - <&-")
-    assert result.status == Exit.USAGE
-    assert result.err == "error: standard input cannot be read: it is closed\n"
+    result = bash(crowd, line)
+    assert (result.status, result.err) == (status, said)
+    assert all_stopped(crowd) is (status != Exit.USAGE)
 
 
 def test_nohup_is_honoured(world: World) -> None:
@@ -134,17 +124,18 @@ def test_ctrl_c_at_the_question_stops_nothing(world: World) -> None:
 # --- in this process ------------------------------------------------------------------------------
 
 
-def interrupted(world: World, method: str, run: Callable[[], Result], number: int) -> Result:
-    """Send a signal to this process as soon as a request waits at the server."""
+def interrupted(world: World, method: str, run: Callable[..., Result], *argv: str) -> Result:
+    """Run a command, and send this process a signal as soon as a request waits at the server."""
+    number, *command = argv
 
     def interrupt() -> None:
         world.wait_until_sync(lambda: gate.held == 1)
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.Signals[number])
 
     with world.hold(method) as gate:
         person = threading.Thread(target=interrupt)
         person.start()
-        result = run()
+        result = run(world, *command)
         person.join()
     return result
 
@@ -154,17 +145,14 @@ def interrupted(world: World, method: str, run: Callable[[], Result], number: in
 def test_an_interrupted_run_keeps_what_is_known(
     call: Call, world: World, format_: str, name: str
 ) -> None:
-    number = getattr(signal, name)
-    argv = ("stop", "1-5", "-o", format_)
-    result = interrupted(world, "TaskStop", lambda: call(world, *argv), number)
+    result = interrupted(world, "TaskStop", call, name, "stop", "1-5", "-o", format_)
     assert result.status == (Exit.HANGUP if name == "SIGHUP" else Exit.INTERRUPTED)
     assert result.out.count('"task_id"') == 5
     assert result.err == "error: interrupted; 3 of 5 tasks without an answer\n"
 
 
 def test_an_interrupt_before_the_question(on_terminal: OnTerminal, world: World) -> None:
-    argv = ("stop", "--all-active")
-    result = interrupted(world, "TaskStatus", lambda: on_terminal(world, *argv), signal.SIGINT)
+    result = interrupted(world, "TaskStatus", on_terminal, "SIGINT", "stop", "--all-active")
     assert result.status == Exit.INTERRUPTED
     assert result.out.splitlines()[-1] == "error: interrupted"
 
@@ -204,11 +192,7 @@ def test_without_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_ends_a_command_from_outside(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    error: type[BaseException],
-    status: Exit,
-    said: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, error: Any, status: Exit, said: str
 ) -> None:
     def gone(_: list[str]) -> int:
         raise error
@@ -223,17 +207,9 @@ def test_what_ends_a_command_from_outside(
     assert capsys.readouterr().err == said
 
 
-@pytest.mark.parametrize("argv", [("stop", "1"), ("config",)])
-def test_standard_output_that_is_closed(
-    call: Call, world: World, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...]
+def test_streams_that_are_closed_in_this_process(
+    call: Call, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdout", None)
-    result = call(world, *argv)
-    assert result.status == Exit.UNWRITTEN
-    assert "could not be written to standard output: it is closed\n" in result.err
-
-
-def test_streams_that_are_closed_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = io.TextIOWrapper(io.BytesIO())
     closed.close()
     for stream in (None, closed):
@@ -241,35 +217,39 @@ def test_streams_that_are_closed_in_this_process(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(OSError, match="it is closed") as caught:
             write(stream, "x")
         assert caught.value.errno == errno.EBADF
-        monkeypatch.setattr(sys, "stdin", stream)
-        with pytest.raises(OSError, match="it is closed"):
-            streams.stdin_number()
-        monkeypatch.setattr(sys, "stderr", stream)
-        streams.complain("x")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", stream)
+            with pytest.raises(OSError, match="it is closed"):
+                streams.stdin_number()
+            patch.setattr(sys, "stderr", stream)
+            streams.complain("x")
+    for argv in (("stop", "1"), ("config",)):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", None)
+            result = call(world, *argv)
+        assert result.status == Exit.UNWRITTEN
+        assert "could not be written to standard output: it is closed\n" in result.err
 
 
 def test_a_non_blocking_pipe_is_waited_for(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in (("URL", world.url), ("USER_ID", "1"), ("PROJECT_ID", "2")):
-        monkeypatch.setenv(f"CTRLAPI_{name}", value)
+    def write_each_id_when_the_one_before_is_stopped() -> None:
+        for task_id in (1, 2, 3):
+            os.write(writing, f"{task_id}\n".encode())
+            world.wait_for_requests_sync(task_id, "TaskStop")
+        os.close(writing)
+
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
-    writer = threading.Thread(target=write_later, args=(world, writing))
+    writer = threading.Thread(target=write_each_id_when_the_one_before_is_stopped)
     with os.fdopen(reading) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         writer.start()
-        assert cli.main(["stop", "-", "-o", "ids"]) == Exit.OK
+        argv = ("--url", world.url, "--user-id", "1", "--project", "2", "-o", "ids")
+        assert cli.main(["stop", "-", *argv]) == Exit.OK
     writer.join()
     assert capsys.readouterr().out.split() == ["1", "2", "3"]
-
-
-def write_later(world: World, number: int) -> None:
-    """Write each id only when that before it was stopped."""
-    for task_id in (1, 2, 3):
-        os.write(number, f"{task_id}\n".encode())
-        world.wait_for_requests_sync(task_id, "TaskStop")
-    os.close(number)
 
 
 async def test_output_waits_for_a_reader_who_is_far_behind(monkeypatch: pytest.MonkeyPatch) -> None:

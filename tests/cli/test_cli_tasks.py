@@ -6,11 +6,10 @@ import json
 import os
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ctrlapi_async.cli import sources
 from ctrlapi_async.cli.exits import Exit, UsageError
@@ -18,10 +17,11 @@ from ctrlapi_async.cli.task_reader import JSON_LENGTH, TaskReader
 from tests.cli.support import Call, OnTerminal, World, ended, process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-Writing = Any
+Piped = Any
+"""Writes a text to a FIFO in a thread, and may keep it open; returns the FIFO's path."""
 """Writes pieces to the FIFO in a thread, and may keep it open."""
 
 
@@ -54,17 +54,8 @@ def tasks_in(text: str, *projects: int, piece: int = 10**9) -> list[tuple[int, i
 def test_texts_that_name_tasks(
     text: str, projects: Sequence[int], tasks: list[tuple[int, int]]
 ) -> None:
-    for piece in (1, 2, 3, 7, 10**9):
+    for piece in range(1, len(text) + 1):
         assert tasks_in(text, *projects, piece=piece) == tasks
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 2**63 - 1), st.sampled_from([" ", "\n", ", ", "\t#x\n"]))),
-    st.integers(1, 50),
-)
-def test_pieces_of_any_size_bring_the_same_tasks(words: list[tuple[int, str]], piece: int) -> None:
-    text = "".join(f"{number}{separator}" for number, separator in words)
-    assert tasks_in(text, 2, piece=piece) == [(2, number) for number, _ in words]
 
 
 @pytest.mark.parametrize(
@@ -115,40 +106,46 @@ def test_one_line_of_millions_of_ids_takes_bounded_memory() -> None:
         b'{"task_id": 1, "project_id": 2}\n  {"task_id": 2}\n3\n{"task_id":4,"x":[]}\n5',
     ],
 )
-def test_ids_from_a_file(call: Call, world: World, tmp_path: Path, text: bytes) -> None:
+def test_ids_from_a_file_or_a_pipe(
+    call: Call, world: World, tmp_path: Path, piped: Piped, text: bytes
+) -> None:
     path = tmp_path / "ids.txt"
     path.write_bytes(text)
-    result = call(world, "status", "--from", str(path))
-    assert (result.status, result.err, set(result.results)) == (Exit.OK, "", {1, 2, 3, 4, 5})
-    assert set(call(world, "status", "-", stdin=text).results) == {1, 2, 3, 4, 5}
+    world.add_task(6)
+    for source in (str(path), piped(text), "-"):
+        result = call(world, "status", "6", "--from", source, stdin=text)
+        assert (result.status, result.err, sorted(result.results)) == (Exit.OK, "", [*range(1, 7)])
 
 
 def test_several_files(call: Call, worlds: World, tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
+    first, second, bad = tmp_path / "first", tmp_path / "second", tmp_path / "bad"
     first.write_text("1 2\n3:31,32")
     second.write_text('{"task_id": 41, "project_id": 4}')
+    bad.write_text("x")
     argv = ("--from", str(first), "-f", str(second), "--from", "-", "5")
     assert set(call(worlds, "status", *argv, stdin=b"4").results) == {1, 2, 4, 5, 31, 32, 41}
+    worlds.reset_counters()
+    assert call(worlds, "stop", *argv, "-f", str(bad)).status == Exit.USAGE
+    assert worlds.counters.requests == 0
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"),
+    ("text", "words"),
     [
-        ("-f {}/bad -f {}/good", "{}/bad, line 3: 'three' is no task id"),
-        ("-f {}/empty", "no task id in {}/empty"),
-        ("-f {}/many", "these are more than 10,000,000 task ids: name fewer at a time"),
-        ("1 -f {}/other", "task 1 is asked for in two projects, 2 and 3: name it once"),
+        ("1\n2\nthree\n", "{}, line 3: 'three' is no task id"),
+        ("# nothing\n", "no task id in {}"),
+        ("0-9999999 1\n", "these are more than 10,000,000 task ids: name fewer at a time"),
+        ("2:1\n3:1", "task 1 is asked for in two projects, 2 and 3: name it once"),
     ],
 )
-def test_files_that_name_no_tasks_send_nothing(
-    call: Call, world: World, tmp_path: Path, argv: str, words: str
+def test_a_file_that_cannot_be_used_sends_nothing(
+    call: Call, world: World, tmp_path: Path, text: str, words: str
 ) -> None:
-    texts = {"bad": "1\n2\nthree\n", "good": "1", "empty": "# nothing\n", "other": "3:1"}
-    for name, text in {**texts, "many": "0-9999999 1\n"}.items():
-        (tmp_path / name).write_text(text)
-    result = call(world, "stop", *argv.replace("{}", str(tmp_path)).split())
+    path = tmp_path / "ids.txt"
+    path.write_text(text)
+    result = call(world, "stop", "--from", str(path))
     assert (result.status, result.out, world.counters.requests) == (Exit.USAGE, "", 0)
-    assert f"error: {words.format(tmp_path)}" in result.err
+    assert f"error: {words.format(path)}" in result.err
 
 
 # --- pipes ----------------------------------------------------------------------------------------
@@ -166,37 +163,24 @@ def test_a_pipe_is_read_as_it_comes(world: World) -> None:
 
 
 @pytest.fixture
-def fifo(tmp_path: Path) -> Path:
-    path = tmp_path / "fifo"
+def piped(tmp_path: Path) -> Iterator[Piped]:
+    """Write a text to a FIFO, which is kept open until the test ends if that is wanted."""
+    path, over = tmp_path / "fifo", threading.Event()
     os.mkfifo(path)
-    return path
 
+    def write(text: bytes, *, keep_open: bool) -> None:
+        with path.open("wb", buffering=0) as opened:
+            opened.write(text)
+            if keep_open:
+                over.wait()
 
-@pytest.fixture
-def writing(fifo: Path) -> Iterator[Callable[..., None]]:
-    """Write a text to the FIFO, which is kept open until the test ends if that is wanted."""
-    over = threading.Event()
-    threads = []
+    def begin(text: bytes, *, keep_open: bool = False) -> str:
+        pool.submit(write, text, keep_open=keep_open)
+        return str(path)
 
-    def begin(text: bytes, *, keep_open: bool = False) -> None:
-        def write() -> None:
-            with fifo.open("wb", buffering=0) as opened:
-                opened.write(text)
-                if keep_open:
-                    over.wait()
-
-        threads.append(threading.Thread(target=write))
-        threads[0].start()
-
-    yield begin
-    over.set()
-    threads[0].join()
-
-
-def test_a_pipe_with_a_name(call: Call, world: World, fifo: Path, writing: Writing) -> None:
-    writing("1\n2\n3".encode("utf-16"))
-    result = call(world, "stop", "--from", str(fifo), "4")
-    assert (result.status, set(result.results)) == (Exit.OK, {1, 2, 3, 4})
+    with ThreadPoolExecutor() as pool:
+        yield begin
+        over.set()
 
 
 @pytest.mark.parametrize(
@@ -212,19 +196,23 @@ def test_a_byte_order_mark_in_pieces(
     assert ("'\ufffd' is no task id" in result.err) is not bool(tasks)
 
 
-@pytest.mark.parametrize("projects", [("2",), ("2", "3")])
-def test_a_pipe_without_end_ends_with_the_time(
-    call: Call, world: World, fifo: Path, writing: Writing, projects: tuple[str, ...]
+def test_a_pipe_without_end_ends_with_the_time(call: Call, world: World, piped: Piped) -> None:
+    path = piped(b"2:1\n2:4\n", keep_open=True)
+    result = call(world, "stop", "-f", path, "--timeout", "0.3")
+    assert result.status == Exit.INCOMPLETE
+    assert result.results == {1: "stop_sent", 4: "not_running"}
+
+
+def test_a_pipe_of_several_projects_is_read_to_its_end_before_anything_is_sent(
+    call: Call, worlds: World, piped: Piped
 ) -> None:
-    writing(b"2:1\n2:4\n", keep_open=True)
-    options = [f"--project={project}" for project in projects]
-    result = call(world, "stop", "-f", str(fifo), "--timeout", "0.3", *options)
-    if len(projects) == 1:
-        assert result.status == Exit.INCOMPLETE
-        assert result.results == {1: "stop_sent", 4: "not_running"}
-    else:
-        assert (result.status, world.counters.requests) == (Exit.NOTHING, 0)
-        assert f"all task ids were read from {fifo}; nothing was sent" in result.err
+    result = call(worlds, "stop", "3:31", "--from", piped(b"1\n3:32\n"))
+    assert {row["task_id"]: row["project_id"] for row in result.rows} == {1: 2, 31: 3, 32: 3}
+    worlds.reset_counters()
+    path = piped(b"2:1\n2:4\n", keep_open=True)
+    result = call(worlds, "stop", "-f", path, "--timeout", "0.3", "-p", "2", "-p", "3")
+    assert (result.status, worlds.counters.requests) == (Exit.NOTHING, 0)
+    assert f"all task ids were read from {path}; nothing was sent" in result.err
 
 
 @pytest.mark.parametrize(
@@ -236,33 +224,25 @@ def test_a_pipe_without_end_ends_with_the_time(
     ],
 )
 def test_a_bad_line_of_a_pipe_loses_nothing_that_came_before(
-    call: Call, worlds: World, fifo: Path, writing: Writing, *, text: bytes, words: str
+    call: Call, worlds: World, piped: Piped, *, text: bytes, words: str
 ) -> None:
-    writing(text)
-    result = call(worlds, "stop", "--from", str(fifo))
+    path = piped(text)
+    result = call(worlds, "stop", "--from", path)
     assert result.status == Exit.USAGE
     assert result.results == dict.fromkeys((1, 2) if text else (), "stop_sent")
-    assert result.err.startswith(f"error: {words.format(fifo)}")
-
-
-def test_a_pipe_of_several_projects_is_read_to_its_end(
-    call: Call, worlds: World, fifo: Path, writing: Writing
-) -> None:
-    writing(b"1\n3:32\n")
-    result = call(worlds, "stop", "3:31", "--from", str(fifo))
-    assert {row["task_id"]: row["project_id"] for row in result.rows} == {1: 2, 31: 3, 32: 3}
+    assert result.err.startswith(f"error: {words.format(path)}")
 
 
 def test_a_pipe_that_cannot_be_opened(
-    call: Call, world: World, fifo: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", refuse)
-    result = call(world, "stop", "--from", str(fifo))
+    result = call(world, "stop", "--from", os.devnull)
     assert result.status == Exit.USAGE
-    assert f"{fifo} cannot be read: Permission denied" in result.err
+    assert f"{os.devnull} cannot be read: Permission denied" in result.err
 
 
 def test_a_terminal_is_told_that_ids_are_waited_for(on_terminal: OnTerminal, world: World) -> None:
@@ -285,21 +265,41 @@ def test_tasks_of_many_projects_share_requests(worlds: World, call: Call) -> Non
 
 
 @pytest.mark.parametrize(
-    ("argv", "expected"),
+    ("typed", "printed", "stopped"),
     [
-        ("3:31 1", "2:1 3:31"),
-        ("2:1 3", "1 3"),
-        ("3:31-33 -p 3", "31 32 33"),
-        ("2:1 --project 2 --project 3", "2:1"),
-        ("--all-active --project 4 --project 3", "3:31 3:32 4:41"),
-        ("--all-active --project 4", "41"),
+        ("stop 1-5 -o ids", "1 2 3", [1, 2, 3]),
+        ("stop 1-5 -o ids --only not_running", "4 5", [1, 2, 3]),
+        ("stop 1-5 -o ids --dry-run", "1 2 3", []),
+        ("stop 1-5 -o ids -n --only NOT-RUNNING --only not_found", "4 5", []),
+        ("stop 5:64", "64→1064=stop_sent", [1064]),
+        ("stop 5:64 --no-restarts", "64→1064=not_running", []),
+        ("status 5:64", "64→1064=Running", []),
+        ("status 5:64 --no-restarts", "64→1064=Stalled", []),
+        ("status 1-5 -o ids", "1 2 3 4 5", []),
+        ("status 1-5 -o ids --only Completed --only scheduled", "4 5", []),
+        ("status --all-active -o ids", "1 2 3 5", []),
+        ("status --all-active -o ids --project 4", "41", []),
+        # An id is printed with its project if that is not the only one.
+        ("status --all-active -o ids --project 4 --project 3", "3:31 3:32 4:41", []),
+        ("status 3:31 1 -o ids", "2:1 3:31", []),
+        ("status 2:1 3 -o ids", "1 3", []),
+        ("status 3:31-33 -p 3 -o ids", "31 32 33", []),
+        ("status 2:1 -p 2 -p 3 -o ids", "2:1", []),
     ],
 )
-def test_ids_are_printed_with_a_project_that_is_not_the_one(
-    call: Call, worlds: World, argv: str, expected: str
+def test_which_tasks_are_stopped_and_printed(
+    call: Call, worlds: World, typed: str, printed: str, stopped: list[int]
 ) -> None:
-    result = call(worlds, "status", *argv.split(), "-o", "ids")
-    assert sorted(result.out.split()) == expected.split()
+    result = call(worlds, *typed.split())
+    assert (result.status, result.err) == (Exit.OK, "")
+    words = result.out.split()
+    if "ids" not in typed:
+        words = [
+            f"{n}→{row['restarted_as']}={result.results[n]}"
+            for n, row in zip(result.results, result.rows, strict=True)
+        ]
+    assert sorted(words) == printed.split()
+    assert [n for n, task in worlds.tasks.items() if task.stopped] == stopped
 
 
 @pytest.mark.parametrize("format_", ["ndjson", "ids"])
@@ -307,13 +307,3 @@ def test_what_one_run_prints_another_reads(call: Call, worlds: World, format_: s
     listed = call(worlds, "status", "1-2", "3:31-32", "-o", format_)
     result = call(worlds, "status", "-", "-p", "2", "-p", "3", stdin=listed.out.encode())
     assert (result.status, set(result.results)) == (Exit.OK, {1, 2, 31, 32})
-
-
-def test_a_project_that_is_not_there_ends_its_own_tasks_only(call: Call, worlds: World) -> None:
-    result = call(worlds, "stop", "1", "9:91,92", "3:31")
-    assert result.status == Exit.INCOMPLETE
-    assert result.results == {1: "stop_sent", 31: "stop_sent", 91: "not_sent", 92: "not_sent"}
-    assert result.err == (
-        "error: TaskStatus: project 9 does not exist; check --project\n"
-        "error: 2 of 4 tasks without an answer: name them again\n"
-    )

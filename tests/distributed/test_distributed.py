@@ -82,29 +82,24 @@ mortal_cluster = pytest.fixture(run_cluster, name="mortal_cluster")
 
 
 @pytest.fixture
-async def client(cluster: Any) -> AsyncIterator[Client]:
-    async with Client(cluster.scheduler_address, asynchronous=True) as client:
+async def client(request: pytest.FixtureRequest) -> AsyncIterator[Client]:
+    """Connect to the mortal cluster if the test asks for it, and to the shared one if not."""
+    name = "mortal_cluster" if "mortal_cluster" in request.fixturenames else "cluster"
+    address = request.getfixturevalue(name).scheduler_address
+    async with Client(address, asynchronous=True) as client:
         yield client
-
-
-@pytest.fixture
-async def mortal_client(mortal_cluster: Any) -> AsyncIterator[Client]:
-    async with Client(mortal_cluster.scheduler_address, asynchronous=True) as client:
-        yield client
-
-
-def events(cluster: Any) -> Any:
-    return cluster.scheduler.extensions["events"]._events
 
 
 async def assert_nothing_left(cluster: Any) -> None:
-    assert not events(cluster)
+    assert not cluster.scheduler.extensions["events"]._events
     async with asyncio.timeout(10):  # the scheduler, in a thread of its own, hears of it later
         while cluster.scheduler.tasks:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
-def started(client: Client, targets: Any) -> asyncio.Task[dict[str, StopReport]]:
+def started(client: Client, api: ControlApiSimulator) -> asyncio.Task[dict[str, StopReport]]:
+    """Start to stop all tasks of a simulator."""
+    targets = {api.url: {2: [n for n in api.tasks if n < 10_000]}}
     return asyncio.create_task(stop_running_on(client, targets, session_factory=ONE_BY_ONE))
 
 
@@ -150,38 +145,35 @@ def test_parts_are_large_and_one_a_worker(total: int, workers: int, sizes: list[
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("found", "second_look", "expected"),
     [
-        ((ENDED, SCHEDULED, None, 1064), (ENDED, SCHEDULED, None, 1064)),
-        ((ENDED, CANCELED), (SENT, CANCELED, BY_DEAD_WORKER)),
-        ((ENDED, CANCELED, None, 1064), (SENT, CANCELED, BY_DEAD_WORKER, 1064)),
-        ((UNAVAILABLE, CANCELED, "no"), (SENT, CANCELED, BY_DEAD_WORKER)),
-        ((StopResult.NOT_FOUND, None, "no"), (StopResult.NOT_FOUND, None, "no")),
+        ((ENDED, SCHEDULED, None, 1064), None, (ENDED, SCHEDULED, None, 1064)),
+        ((ENDED, CANCELED), None, (SENT, CANCELED, BY_DEAD_WORKER)),
+        ((ENDED, CANCELED, None, 1064), None, (SENT, CANCELED, BY_DEAD_WORKER, 1064)),
+        ((UNAVAILABLE, CANCELED, "no"), None, (SENT, CANCELED, BY_DEAD_WORKER)),
+        ((StopResult.NOT_FOUND, None, "no"), None, (StopResult.NOT_FOUND, None, "no")),
         (
             (NOT_SENT, None, "HTTP 502"),
+            None,
             (UNCONFIRMED, None, "a worker that died may have stopped it; HTTP 502"),
         ),
+        # Its chain went on, so that the task itself is looked at.
+        ((ENDED, COMPLETED, None, 1064), CANCELED, (SENT, CANCELED, BY_DEAD_WORKER)),
+        ((UNAVAILABLE, COMPLETED, None, 1064), CANCELED, (SENT, CANCELED, BY_DEAD_WORKER)),
+        ((ENDED, COMPLETED, None, 1064), STALLED, (ENDED, COMPLETED, None, 1064)),
+        ((UNAVAILABLE, COMPLETED, None, 1064), STALLED, (UNAVAILABLE, COMPLETED, None, 1064)),
     ],
 )
-def test_what_a_dead_worker_may_have_stopped_counts_as_stopped(found: Any, expected: Any) -> None:
-    report = StopReport.of([StopOutcome(64, 2, *found)], StopStats(1, 1))
-    assert not went_on(report)
-    result = after_second_look(report, StopReport(stats=StopStats(2)))
-    assert result == StopReport.of([StopOutcome(64, 2, *expected)])
-    assert result.stats == StopStats(3, 1)
-
-
-@pytest.mark.parametrize("result", [ENDED, UNAVAILABLE])
-@pytest.mark.parametrize("canceled", [True, False])
-def test_a_task_found_canceled_counts_as_stopped_though_its_chain_went_on(
-    result: StopResult, canceled: bool
+def test_what_a_dead_worker_may_have_stopped_counts_as_stopped(
+    found: Any, second_look: TaskStatus | None, expected: Any
 ) -> None:
-    outcome = StopOutcome(64, 2, result, COMPLETED, None, 1064)
-    report = StopReport.of([outcome, StopOutcome(65, 3, ENDED, COMPLETED)])
-    assert went_on(report) == {2: [64]}
-    own = StopOutcome(64, 2, ENDED, CANCELED if canceled else STALLED, None, 1064)
-    expected = StopOutcome(64, 2, SENT, CANCELED, BY_DEAD_WORKER) if canceled else outcome
-    assert after_second_look(report, StopReport.of([own]))[64] == expected
+    other = StopOutcome(65, 3, ENDED, COMPLETED)
+    report = StopReport.of([StopOutcome(64, 2, *found), other], StopStats(1, 1))
+    assert went_on(report) == ({} if second_look is None else {2: [64]})
+    own = [] if second_look is None else [StopOutcome(64, 2, ENDED, second_look, None, 1064)]
+    result = after_second_look(report, StopReport.of(own, StopStats(2)))
+    assert result == StopReport.of([StopOutcome(64, 2, *expected), other])
+    assert result.stats == StopStats(3, 1)
 
 
 def test_the_message_counts_every_task_without_an_answer_and_names_the_first_cause() -> None:
@@ -238,11 +230,6 @@ def test_a_missing_distributed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delitem(sys.modules, "ctrlapi_async.distributed")
     with pytest.raises(ImportError, match=r"pip install 'ctrlapi-async\[dask\]'"):
         importlib.import_module("ctrlapi_async.distributed")
-
-
-def test_a_shard_shows_no_secret() -> None:
-    shard = Shard("http://me:pw@a/", {2: [64]}, partial(ONE_BY_ONE, auth=("me", "pw")))
-    assert "pw" not in repr(shard)
 
 
 async def test_every_server_gets_a_report_and_restarts_are_followed(
@@ -338,24 +325,26 @@ async def test_a_shard_that_never_began_leaves_its_tasks_alone(
 
 
 async def test_the_shard_of_a_killed_worker_gets_a_second_look(
-    mortal_cluster: Any, mortal_client: Client, api: ControlApiSimulator
+    mortal_cluster: Any, client: Client, api: ControlApiSimulator
 ) -> None:
     api.mixed_tasks(4_000, running=0.4, restarted=0.1)
-    running = {i for i, task in api.tasks.items() if task.status == "Running"}
-    canceled = {i for i, task in api.tasks.items() if task.status == "Canceled"}
+    running, canceled = (
+        {i for i, task in api.tasks.items() if task.status == status}
+        for status in ("Running", "Canceled")
+    )
     current = {i: api.tasks[i].restarted_as or i for i in range(1, 4_001)}
     gate = api.hold("TaskStop", effect=True)
-    run = started(mortal_client, {api.url: {2: range(1, 4_001)}})
+    run = started(client, api)
     # Each worker has carried out a stop whose reply is on its way: now one of them dies.
     await api.wait_until(lambda: gate.held == 2)
     first_stopped = stopped(api)
     assert len(first_stopped) == 1_000
-    os.kill(min((await mortal_client.run(os.getpid)).values()), signal.SIGKILL)
+    os.kill(min((await client.run(os.getpid)).values()), signal.SIGKILL)
     await api.wait_until(lambda: api.counters.in_flight == 1)
     gate.release()
     [report] = (await run).values()
 
-    assert list(report) == list(range(1, 4_001))
+    assert list(report) == list(current)
     assert report.complete
     again = {outcome.task_id for outcome in report.values() if outcome.error}
     assert {report[task_id].error for task_id in again} == {BY_DEAD_WORKER}
@@ -367,7 +356,7 @@ async def test_the_shard_of_a_killed_worker_gets_a_second_look(
     assert all(outcome.restarted_as in (None, current[i]) for i, outcome in report.items())
     assert stopped(api) == running
     assert {api.tasks[task_id].stop_requests for task_id in running} == {1}
-    assert not events(mortal_cluster)
+    await assert_nothing_left(mortal_cluster)
 
 
 class DiesInRun(ControlSession):
@@ -376,18 +365,17 @@ class DiesInRun(ControlSession):
 
 
 async def test_a_shard_under_which_workers_keep_dying_is_given_up(
-    mortal_cluster: Any, mortal_client: Client, monkeypatch: pytest.MonkeyPatch
+    mortal_cluster: Any, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mortal_cluster.scheduler, "allowed_failures", 0)
     monkeypatch.setattr(distributed, "SUBMISSIONS", 2)
+    factory = partial(DiesInRun, user_id=1)
     with pytest.raises(ServersIncompleteError) as caught:
-        await stop_running_on(
-            mortal_client, {"http://a": {2: [7, 5]}}, session_factory=partial(DiesInRun, user_id=1)
-        )
+        await stop_running_on(client, {"http://a": {2: [7, 5]}}, session_factory=factory)
     report = caught.value.reports["http://a"]
     assert report.ids(UNCONFIRMED) == [7, 5]
     assert report[5].error == "2 workers died under a shard"
-    assert not events(mortal_cluster)
+    await assert_nothing_left(mortal_cluster)
 
 
 async def test_a_client_that_closes_leaves_its_tasks_unconfirmed(
@@ -395,7 +383,7 @@ async def test_a_client_that_closes_leaves_its_tasks_unconfirmed(
 ) -> None:
     api.add_tasks([5, 6])
     gate = api.hold("TaskStop")
-    run = started(client, {api.url: {2: [5, 6]}})
+    run = started(client, api)
     await api.wait_until(lambda: gate.held == 1)
     await client.close()
     with pytest.raises(ServersIncompleteError) as caught:
@@ -403,7 +391,7 @@ async def test_a_client_that_closes_leaves_its_tasks_unconfirmed(
     assert caught.value.reports[api.url].ids(UNCONFIRMED) == [5, 6]
     gate.release()
     await api.wait_until(lambda: api.counters.connections_open == 0)
-    events(cluster).clear()  # nobody was left to do it
+    cluster.scheduler.extensions["events"]._events.clear()  # nobody was left to do it
 
 
 async def test_cancelling_ends_the_shards(
@@ -411,7 +399,7 @@ async def test_cancelling_ends_the_shards(
 ) -> None:
     api.add_tasks(range(2_000))
     gate = api.hold("TaskStop")
-    run = started(client, {api.url: {2: range(2_000)}})
+    run = started(client, api)
     await api.wait_until(lambda: gate.held == 2)
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -438,7 +426,8 @@ async def test_a_shard_runs_once_and_only_if_wanted_and_returns_what_it_knows(
     api.add_tasks([5, 6])
     api.add_task(7, "Completed")
     api.fault(HttpStatus(502), method="TaskStop")
-    shard = Shard(api.url, {2: [5, 6, 7]}, ONE_ATTEMPT, wanted)
+    shard = Shard(api.url, {2: [5, 6, 7]}, partial(ONE_ATTEMPT, auth=("me", "pw")), wanted)
+    assert "pw" not in repr(shard)
     await Event("here-wanted", client).clear()
     assert await run_shard(shard) is None
     await Event("here-wanted", client).set()

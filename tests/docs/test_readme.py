@@ -1,8 +1,10 @@
-"""The README's code does what it says: every Python block of it is run."""
+"""The README's code and the recipes under `tests/recipes/` do what they say: all of it is run."""
 
 from __future__ import annotations
 
 import re
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +15,16 @@ from tests.support.readme_blocks import BLOCKS, README
 
 if TYPE_CHECKING:
     from ctrlapi_async.simulator import ControlApiSimulator
+
+
+RECIPES = {
+    "many_projects": "StopReport(502 tasks: ",
+    "ask_again": "True StopReport(1000 tasks: 500 stop_sent, 500 not_running)",
+    "private_ca": "StatusReport(3 tasks: ",
+    "signed_requests": "StatusReport(3 tasks: ",
+    "tracing": "TaskStop of 125 tasks: 200",
+    "dask_cluster": "StopReport(1002 tasks: 502 stop_sent, 500 not_running)",
+}
 
 
 @pytest.fixture
@@ -44,38 +56,46 @@ async def test_a_block_runs(
     assert shown in capsys.readouterr().out
 
 
+async def test_the_test_of_a_service_passes(api: ControlApiSimulator) -> None:
+    await load("Testing your own service", api.url)["test_a_job_is_cancelled"](api)
+
+
 @pytest.mark.parametrize(
-    ("task_id", "status", "text"),
+    ("task_id", "path", "status", "text"),
     [
-        ("1001", 200, '{"task_id": 1001, "result": "not_found"}'),
-        ("9223372036854775808", 400, "task_id must be from 0 to 2**63 - 1"),
-        ("x", 400, "invalid literal"),
+        ("1001", "", 200, '{"task_id": 1001, "result": "not_found"}'),
+        ("9223372036854775808", "", 400, "task_id must be from 0 to 2**63 - 1"),
+        ("x", "", 400, "invalid literal"),
+        ("1", "/nowhere", 502, "HTTP 404"),
     ],
 )
-async def test_the_web_application_answers(
-    task_id: str, status: int, text: str, server: ControlApiSimulator
+async def test_the_web_application_answers_and_names_the_cause(
+    task_id: str, path: str, status: int, text: str, server: ControlApiSimulator
 ) -> None:
-    app = load("One session for an application", server.url)["make_app"]()
+    app = load("One session for an application", server.url + path)["make_app"]()
     async with TestClient(TestServer(app)) as client:
         response = await client.post(f"/tasks/{task_id}/stop")
         assert response.status == status
         assert text in await response.text()
 
 
-async def test_the_web_application_names_the_cause(server: ControlApiSimulator) -> None:
-    server.clear_faults()
-    load_app = load("One session for an application", f"{server.url}/nowhere")
-    async with TestClient(TestServer(load_app["make_app"]())) as client:
-        response = await client.post("/tasks/1/stop")
-        assert response.status == 502
-        assert "HTTP 404" in await response.text()
+@pytest.mark.parametrize("name", RECIPES)
+async def test_a_recipe_runs(
+    name: str,
+    server: ControlApiSimulator,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if name == "dask_cluster":
+        pytest.importorskip("distributed", reason="the extra `dask` is not installed")
+    monkeypatch.setenv("CTRLAPI_API_KEY", "AGnO/VenzHB9xkLYZG1i70kQ9iyFBBvugGXSFyTQaB0=")
+    await import_module(f"tests.recipes.{name}").main(server.url)
+    assert RECIPES[name] in capsys.readouterr().out
 
 
-async def test_the_test_of_a_service_passes(api: ControlApiSimulator) -> None:
-    await load("Testing your own service", api.url)["test_a_job_is_cancelled"](api)
-
-
-def test_every_block_is_run() -> None:
+def test_every_block_and_recipe_is_run() -> None:
+    folder = Path(__file__).parents[1] / "recipes"
+    assert {path.stem for path in folder.glob("*.py")} == RECIPES.keys()
     assert BLOCKS.keys() == {
         "ctrlapi_async",
         "One session for an application",

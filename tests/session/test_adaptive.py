@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,21 +13,25 @@ from ctrlapi_async.simulator import ControlApiSimulator, Delay, Drop, HttpStatus
 from tests.support.simulated import simulated, turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ctrlapi_async.simulator import Fault, RequestRecord
 
 IDS = range(1, 2001)
-FOUR_TO_SIXTEEN = Batching(20, 16, start_concurrency=4)
 PATIENT = RetryPolicy(attempts=50, timeout=None)
+Server = Callable[[ControlApiSimulator], Callable[["RequestRecord"], "Fault"]]
 
 
-def adaptive(api: ControlApiSimulator, batching: Batching = FOUR_TO_SIXTEEN) -> ControlSession:
-    return ControlSession(api.url, 1, batching=batching, retry=PATIENT)
+def adaptive(api: ControlApiSimulator) -> ControlSession:
+    four_to_sixteen = Batching(20, 16, start_concurrency=4)
+    return ControlSession(api.url, 1, batching=four_to_sixteen, retry=PATIENT)
 
 
-def side_by_side(_: RequestRecord) -> Fault:
-    return Delay(1.0)
+def side_by_side(_: ControlApiSimulator) -> Callable[[RequestRecord], Fault]:
+    return lambda _: Delay(1.0)
+
+
+def limited(most: int, fault: Fault) -> Server:
+    """Return a server that refuses what is more than it wants in flight."""
+    return lambda api: lambda _: fault if api.counters.in_flight > most else Delay(1.0)
 
 
 def one_worker(api: ControlApiSimulator) -> Callable[[RequestRecord], Fault]:
@@ -40,52 +45,28 @@ def one_worker(api: ControlApiSimulator) -> Callable[[RequestRecord], Fault]:
     return answer
 
 
-async def stop_all(api: ControlApiSimulator, session: ControlSession) -> None:
+@pytest.mark.parametrize(
+    ("server", "least", "most", "peak"),
+    [
+        (side_by_side, 16, 16, 16),
+        (one_worker, 4, 4, 8),  # 64 rounds of 4 pass before a try; there are 200 requests
+        (limited(2, HttpStatus(503)), 1, 16, 16),
+        (limited(4, HttpStatus(429)), 1, 5, 16),
+        (limited(6, HttpStatus(503)), 1, 7, 16),
+        (limited(10, HttpStatus(429)), 1, 11, 16),
+        (limited(8, Drop()), 4, 8, 16),
+    ],
+)
+@simulated()
+async def test_it_grows_as_far_as_requests_run_side_by_side_and_a_limit_is_kept(
+    api: ControlApiSimulator, server: Server, least: int, most: int, peak: int
+) -> None:
     api.add_tasks(IDS)
-    assert (await session.stop_running(2, IDS)).complete
-
-
-@simulated()
-async def test_it_grows_where_requests_run_side_by_side(api: ControlApiSimulator) -> None:
-    api.fault_when = side_by_side
+    api.fault_when = server(api)
     async with adaptive(api) as session:
-        await stop_all(api, session)
-    assert api.counters.peak == 16
-
-
-@simulated()
-async def test_it_does_not_grow_where_requests_wait_in_a_line(api: ControlApiSimulator) -> None:
-    api.fault_when = one_worker(api)
-    async with adaptive(api) as session:
-        await stop_all(api, session)
-    # 64 rounds of 4 pass before a try; there are 200 requests.
-    assert api.counters.peak <= 8
-    assert session._limiter.slots == 4
-
-
-@pytest.mark.parametrize(("most", "status"), [(2, 503), (4, 429), (6, 503), (10, 429)])
-@simulated()
-async def test_a_limit_of_connections_is_found_and_kept(
-    api: ControlApiSimulator, most: int, status: int
-) -> None:
-    def limited(_: RequestRecord) -> Fault:
-        return HttpStatus(status) if api.counters.in_flight > most else Delay(1.0)
-
-    api.fault_when = limited
-    async with adaptive(api) as session:
-        await stop_all(api, session)
-        if most >= 4:
-            assert session._limiter.slots <= max(4, most + 1)
-
-
-@simulated()
-async def test_connections_that_break_under_more_load_end_the_growth(
-    api: ControlApiSimulator,
-) -> None:
-    api.fault_when = lambda _: Drop() if api.counters.in_flight > 8 else Delay(1.0)
-    async with adaptive(api) as session:
-        await stop_all(api, session)
-        assert 4 <= session._limiter.slots <= 8
+        assert (await session.stop_running(2, IDS)).complete
+        assert least <= session._limiter.slots <= most
+    assert least <= api.counters.peak <= peak
 
 
 @simulated()
@@ -93,7 +74,7 @@ async def test_cancelling_in_the_middle_of_a_try_leaves_all_slots_free(
     api: ControlApiSimulator,
 ) -> None:
     api.add_tasks(IDS)
-    api.fault_when = side_by_side
+    api.fault_when = side_by_side(api)
     async with adaptive(api) as session:
         stopping = asyncio.create_task(session.stop_running(2, IDS))
         await api.wait_until(lambda: api.counters.peak > 4)
@@ -108,7 +89,7 @@ async def test_cancelling_in_the_middle_of_a_try_leaves_all_slots_free(
 @simulated()
 async def test_bursts_with_pauses_between_them_measure_nothing(api: ControlApiSimulator) -> None:
     api.add_tasks(IDS)
-    api.fault_when = side_by_side
+    api.fault_when = side_by_side(api)
     async with adaptive(api) as session:
         for first in range(1, 400, 40):  # two requests a burst
             await session.stop_running(2, range(first, first + 40))
@@ -121,7 +102,7 @@ async def test_two_sessions_beside_each_other_both_come_to_an_end(
     api: ControlApiSimulator,
 ) -> None:
     api.add_tasks(IDS)
-    api.fault_when = lambda _: HttpStatus(503) if api.counters.in_flight > 12 else Delay(1.0)
+    api.fault_when = limited(12, HttpStatus(503))(api)
     async with adaptive(api) as first, adaptive(api) as second:
         reports = await asyncio.gather(
             first.stop_running(2, IDS[:1000]), second.stop_running(2, IDS[1000:])
@@ -131,7 +112,7 @@ async def test_two_sessions_beside_each_other_both_come_to_an_end(
 
 @simulated()
 async def test_a_gain_that_no_longer_holds_is_taken_back(api: ControlApiSimulator) -> None:
-    api.fault_when = side_by_side
+    api.fault_when = side_by_side(api)
     api.add_tasks(IDS)
     async with adaptive(api) as session:
         await session.stop_running(2, IDS[:1000])

@@ -21,22 +21,14 @@ from ctrlapi_async import (
 )
 from ctrlapi_async.simulator import ControlApiSimulator, Drop
 from tests.support.clock import HURRY, hurrying
-from tests.support.proxies import (
-    Passage,
-    Proxy,
-    behind,
-    haproxy,
-    nginx,
-    spare_port,
-    varnish,
-)
+from tests.support.proxies import Passage, Proxy, behind, haproxy, nginx, spare_port, varnish
 from tests.support.simulated import STATUS, STOP, ended, stopped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ctrlapi_async import StopReport
+    from ctrlapi_async import StopIncompleteError, StopReport
     from ctrlapi_async.simulator import RequestRecord
 
 SENT, NOT_SENT = StopResult.STOP_SENT, StopResult.NOT_SENT
@@ -66,6 +58,15 @@ async def stop_all(passage: Passage, api: ControlApiSimulator) -> StopReport:
     return await passage.session.stop_running(2, sorted(api.tasks))
 
 
+async def stop_behind(
+    passing: AbstractAsyncContextManager[Passage], api: ControlApiSimulator
+) -> tuple[StopReport, StopIncompleteError | None, Passage]:
+    """Stop all tasks in a session behind a proxy, which has ended when this returns."""
+    async with passing as passage:
+        report, error = await ended(stop_all(passage, api))
+    return report, error, passage
+
+
 def assert_true(report: StopReport, api: ControlApiSimulator) -> None:
     """Check that what a report says of each task is what the server did, and that it did all."""
     assert report.complete
@@ -74,6 +75,12 @@ def assert_true(report: StopReport, api: ControlApiSimulator) -> None:
     assert not [task for task in api.tasks.values() if task.status == "Running"]
     # No stop is sent again that was carried out.
     assert {task.stop_requests for task in api.tasks.values()} <= {0, 1}
+
+
+def statuses_in(error: StopIncompleteError | None) -> set[int]:
+    """Return the HTTP statuses of an error's causes."""
+    assert error is not None
+    return {getattr(cause, "status", 0) for cause in error.exceptions}
 
 
 # --- any proxy ------------------------------------------------------------------------------------
@@ -117,8 +124,7 @@ async def test_a_server_that_drops_a_request(
 ) -> None:
     api.mixed_tasks(200)
     api.fault(Drop(effect=effect), method=method, number=2)
-    async with enter(batching=Batching(50)) as passage:
-        report = await stop_all(passage, api)
+    report, _, passage = await stop_behind(enter(batching=Batching(50)), api)
     assert_true(report, api)
     # HAProxy may close the client's connection in its turn.
     assert passage.statuses[KINDS[kind]["dropped"]] == 1 or kind == "haproxy"
@@ -146,14 +152,9 @@ async def test_a_task_that_kills_its_server_costs_no_other_one(
     api: ControlApiSimulator, enter: Enter, method: str, result: StopResult
 ) -> None:
     api.add_tasks(range(1, 301))
-
-    def kill(record: RequestRecord) -> Drop | None:
-        return Drop() if method in record.methods and 7 in record.ids else None
-
-    api.fault_when = kill
+    api.fault_when = lambda one: Drop() if method in one.methods and 7 in one.ids else None
     policy = RetryPolicy(wait_initial=0.001, wait_max=0.01)
-    async with enter(retry=policy, batching=Batching(100)) as passage:
-        report, _ = await ended(stop_all(passage, api))
+    report, _, _ = await stop_behind(enter(retry=policy, batching=Batching(100)), api)
     assert report.ids(result) == [7]
     assert set(report.ids(SENT)) == stopped(api) == set(range(1, 301)) - {7}
 
@@ -177,11 +178,9 @@ async def test_a_server_that_is_down_for_good(
 ) -> None:
     api.mixed_tasks(500)
     await api.stop()
-    async with enter(retry=HASTY) as passage:
-        report, error = await ended(stop_all(passage, api))
-    assert error is not None
+    report, error, passage = await stop_behind(enter(retry=HASTY), api)
     assert list(report) == report.ids(NOT_SENT) == list(range(1, 501))
-    assert {getattr(cause, "status", 0) for cause in error.exceptions} == {KINDS[kind]["down"]}
+    assert statuses_in(error) == {KINDS[kind]["down"]}
     assert passage.statuses.total() <= (2 + 2) * 5  # the third time by halves
 
 
@@ -214,9 +213,8 @@ async def test_a_run_of_any_size_passes_and_keeps_its_connections(
     api: ControlApiSimulator, tmp_path: Path, per_connection: int
 ) -> None:
     api.mixed_tasks(4_000)
-    http = f"keepalive_requests {per_connection};"
-    async with behind(nginx(tmp_path, api.port, http=http), batching=Batching(100)) as passage:
-        report = await stop_all(passage, api)
+    starting = nginx(tmp_path, api.port, http=f"keepalive_requests {per_connection};")
+    report, _, passage = await stop_behind(behind(starting, batching=Batching(100)), api)
     assert_true(report, api)
     assert report.stats.retries == 0
     served = passage.proxy.served
@@ -274,8 +272,8 @@ async def test_413_of_a_body_beyond_what_nginx_reads_before_it_answers(
     first = 10**17
     api.add_tasks(range(first, first + 60_000))
     # 1.1 MB a request, 1 MiB is nginx's default limit; it answers while the body still comes.
-    async with behind(nginx(tmp_path, api.port), batching=Batching(60_000)) as passage:
-        report = await stop_all(passage, api)
+    passing = behind(nginx(tmp_path, api.port), batching=Batching(60_000))
+    report, _, passage = await stop_behind(passing, api)
     assert_true(report, api)
     assert len(report.ids(SENT)) == 60_000
     assert 413 in {request.status for request in passage.proxy.served}
@@ -287,11 +285,9 @@ async def test_a_single_task_that_is_too_large_is_an_error_of_that_task(
     api.add_tasks([1, 10**18])
     # A request for task 1 has some 100 bytes, one for the other 18 more.
     starting = nginx(tmp_path, api.port, "client_max_body_size 105;")
-    async with behind(starting, retry=HASTY) as passage:
-        report, error = await ended(stop_all(passage, api))
+    report, error, _ = await stop_behind(behind(starting, retry=HASTY), api)
     assert [outcome.result for outcome in report.values()] == [SENT, NOT_SENT]
-    assert error is not None
-    assert [getattr(cause, "status", 0) for cause in error.exceptions] == [413]
+    assert statuses_in(error) == {413}
 
 
 async def test_basic_authentication(api: ControlApiSimulator, tmp_path: Path) -> None:
@@ -329,9 +325,8 @@ async def test_what_is_final_ends_a_run_at_its_start(
     api: ControlApiSimulator, tmp_path: Path, location: str, status: int, text: str
 ) -> None:
     api.add_tasks(range(1, 1001))
-    starting = nginx(tmp_path, api.port, location)
-    async with behind(starting, batching=Batching(10, 1)) as passage:
-        report, error = await ended(stop_all(passage, api))
+    passing = behind(nginx(tmp_path, api.port, location), batching=Batching(10, 1))
+    report, error, passage = await stop_behind(passing, api)
     assert error is not None
     [cause] = error.exceptions
     assert isinstance(cause, AuthError if status == 403 else HttpError)
@@ -368,8 +363,7 @@ async def test_504_for_good_on_the_stops_only(api: ControlApiSimulator, tmp_path
     api.add_tasks(range(1, 101))
     starting = nginx(tmp_path, api.port, "proxy_read_timeout 20ms;")
     with api.hold(STOP):
-        async with behind(starting, retry=HASTY) as passage:
-            report, error = await ended(stop_all(passage, api))
+        report, error, _ = await stop_behind(behind(starting, retry=HASTY), api)
     # Each was found Running after the last stop too, so it may still be about to take effect.
     assert len(report.ids(UNCONFIRMED)) == 100
     assert "504" in str(report[1].error)
@@ -441,8 +435,8 @@ async def test_other_limits_lose_no_task_of_a_default_session(
     api.mixed_tasks(400)
     api.latency = 0.005
     starting = limited(status, tmp_path, api.port)
-    async with behind(starting, retry=RetryPolicy(), batching=Batching(50)) as passage:
-        report = await stop_all(passage, api)
+    passing = behind(starting, retry=RetryPolicy(), batching=Batching(50))
+    report, _, passage = await stop_behind(passing, api)
     assert_true(report, api)
     assert passage.statuses[status]
 
@@ -458,8 +452,7 @@ async def test_one_of_two_servers_is_gone(
     defaults = "retries 3\n    option redispatch 1" * redispatch
     gone = f"balance random\n    server gone 127.0.0.1:{spare_port()}"
     starting = haproxy(tmp_path, api.port, defaults, backend=gone)
-    async with behind(starting, batching=Batching(50)) as passage:
-        report = await stop_all(passage, api)
+    report, _, passage = await stop_behind(behind(starting, batching=Batching(50)), api)
     assert_true(report, api)
     assert bool(passage.statuses[503]) is not redispatch
 
@@ -474,8 +467,8 @@ async def test_a_stop_that_a_proxy_repeats(
     starting: AbstractContextManager[Proxy] = haproxy(tmp_path, api.port, retries)
     if name == "varnish":
         starting = nullcontext(request.getfixturevalue("shared_varnish"))
-    async with behind(starting, headers={"X-Retries": "2"}, batching=Batching(50)) as passage:
-        report = await stop_all(passage, api)
+    passing = behind(starting, headers={"X-Retries": "2"}, batching=Batching(50))
+    report, _, passage = await stop_behind(passing, api)
     assert report.complete
     assert set(passage.statuses) == {200}
     # The server says of the second one that there was nothing to stop, and nobody knows better.

@@ -406,7 +406,6 @@ def answer(error: str) -> Rewrite:
         (Hang(), TimeoutError),
         (HttpStatus(503, headers={"Retry-After": "50"}), HttpError),
     ],
-    ids=str,
 )
 @simulated()
 async def test_no_answer_to_all_active_is_no_empty_report(

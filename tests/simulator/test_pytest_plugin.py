@@ -25,8 +25,7 @@ def stop(url):
         {"project_id": 2, "task_ids": 64}}]}
     request = urllib.request.Request(url + "/ctrl_api/v1/json", json.dumps(document).encode(),
         {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as response:
-        return json.load(response)["reply"]
+    urllib.request.urlopen(request, timeout=10).close()
 
 @pytest.mark.parametrize("n", range(2))
 def test_sync(control_api, n):

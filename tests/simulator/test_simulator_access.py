@@ -101,12 +101,11 @@ async def test_a_body_that_is_too_long_is_not_waited_for(max_body: int) -> None:
             b"POST /ctrl_api/v1/json HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
         )
-        if max_body == 5:
-            assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
-        else:
+        if max_body == 500:
             assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
             writer.write(body)
-            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        answer = b"HTTP/1.1 413 " if max_body == 5 else b"HTTP/1.1 200 "
+        assert (await reader.readline()).startswith(answer)
         writer.close()
         await writer.wait_closed()
 
@@ -146,10 +145,10 @@ def test_the_published_signature_is_good_for_a_minute(monkeypatch: pytest.Monkey
     headers["Authorization"] = f"APIAuth-HMAC-SHA256 1:{VECTOR_SIGNATURE}"
     request = HttpRequest("POST", "", CIMultiDict(headers), "application/json", None)
     signed_at = parsedate_to_datetime(VECTOR_DATE).timestamp()
-    for seconds, refused in ((0, False), (60, False), (-60, False), (61, True), (-61, True)):
-        options = Options(api_key=KEY, access_id="1")
+    options = Options(api_key=KEY, access_id="1")
+    for seconds in (0, 60, -60, 61, -61):
         refusal = refuse_signature(request, b"", None, options, signed_at + seconds)
-        assert (refusal is not None) is refused
+        assert (refusal is None) is (abs(seconds) <= 60)
 
 
 @pytest.mark.parametrize(
@@ -188,8 +187,7 @@ def test_a_signature_is_by_the_user_of_the_request_unless_told(
     assert ask(sim, DOCUMENT, signed("1"))[0] == 200
     assert ask(sim, b"[]", signed("1")) == (401, {"error": "access id is unknown"})
     sim.access_id = "ops"
-    assert ask(sim, DOCUMENT, signed("1"))[0] == 401
-    assert ask(sim, DOCUMENT, signed("ops"))[0] == 200
+    assert [ask(sim, DOCUMENT, signed(name))[0] for name in ("1", "ops")] == [401, 200]
 
 
 @pytest.mark.parametrize("skew", [-3600.0, 3600.0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,19 +11,11 @@ from hypothesis import strategies as st
 from ctrlapi_async.simulator import STATUSES, ControlApiSimulator, Restart
 from tests.support.asking import MAX_INT, SENT, UNAVAILABLE, check, rows, statuses, stop
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 @pytest.fixture
 def sim() -> ControlApiSimulator:
     """Return a simulator that does not listen: its rules are asked directly."""
     return ControlApiSimulator()
-
-
-def narrow(task_id: int, status: str, initial_task_id: int | None = None) -> dict[str, Any]:
-    row = {"task_id": task_id, "status": status}
-    return row if initial_task_id is None else row | {"initial_task_id": initial_task_id}
 
 
 # --- What TaskStatus answers ----------------------------------------------------------------------
@@ -56,11 +48,10 @@ def test_chains_stand_flat_in_lists_or_in_a_member(sim: ControlApiSimulator) -> 
     sim.add_task(64, "Stalled", restarts=["Stalled", "Running"])
     sim.add_task(70)
     first, *more = (
-        narrow(64, "Stalled", 64),
-        narrow(1064, "Stalled", 64),
-        narrow(2064, "Running", 64),
+        {"task_id": task_id, "status": status, "initial_task_id": 64}
+        for task_id, status in ((64, "Stalled"), (1064, "Stalled"), (2064, "Running"))
     )
-    alone = narrow(70, "Running")
+    alone = {"task_id": 70, "status": "Running"}
     assert rows(sim, check([64, 70])) == [first, *more, alone]
     sim.chains = "lists"
     assert rows(sim, check([64, 70])) == [[first, *more], alone]
@@ -69,16 +60,14 @@ def test_chains_stand_flat_in_lists_or_in_a_member(sim: ControlApiSimulator) -> 
     assert rows(sim, check(64, restart_chain="exact")) == [first]
 
 
-def test_all_active_brings_the_whole_chains_of_what_is_active(sim: ControlApiSimulator) -> None:
+def test_all_active_brings_whole_chains_and_a_stop_is_for_the_very_task(
+    sim: ControlApiSimulator,
+) -> None:
     sim.add_task(64, "Stalled", restarts=1)
     sim.add_task(65, "Stalled", restarts=["Completed"])
     sim.add_task(66, "Stalled")
     assert statuses(sim, "*") == {64: "Stalled", 1064: "Running"}
     assert statuses(sim, "*", restart_chain="last") == {1064: "Running"}
-
-
-def test_a_stop_is_for_the_very_task(sim: ControlApiSimulator) -> None:
-    sim.add_task(64, "Stalled", restarts=1)
     assert rows(sim, stop([64, 1064])) == [
         {"task_id": 64, "error": UNAVAILABLE},
         {"task_id": 1064, "status": SENT},
@@ -91,24 +80,24 @@ def test_a_stop_is_for_the_very_task(sim: ControlApiSimulator) -> None:
 
 def test_a_task_is_restarted_as_often_as_it_stalls_and_may_be(sim: ControlApiSimulator) -> None:
     task = sim.add_task(64, life=[(5.0, "Stalled")], restarts=2)
-    seen = []
-    for seconds in (4.0, 1.0, 4.0, 1.0, 5.0, 100.0):
+    for seconds, seen in (
+        (4.0, ["Running"]),
+        (1.0, ["Stalled", "Running"]),
+        (4.0, ["Stalled", "Running"]),
+        (1.0, ["Stalled", "Stalled", "Running"]),
+        (5.0, ["Stalled", "Stalled", "Stalled"]),
+        (100.0, ["Stalled", "Stalled", "Stalled"]),
+    ):
         sim.advance(seconds)
-        seen.append([sim.tasks[n].status for n in task.chain])
-    assert seen == [
-        ["Running"],
-        ["Stalled", "Running"],
-        ["Stalled", "Running"],
-        ["Stalled", "Stalled", "Running"],
-        ["Stalled", "Stalled", "Stalled"],
-        ["Stalled", "Stalled", "Stalled"],
-    ]
+        assert [sim.tasks[n].status for n in task.chain] == seen
     assert task.chain == (64, 1064, 2064)
     assert [sim.tasks[n].restarted_as for n in task.chain] == [2064, 2064, None]
     assert {sim.tasks[n].initial_task_id for n in task.chain} == {64}
-    assert task == sim.tasks[64]
-    assert hash(task) == hash(sim.tasks[64])
+    assert (task, hash(task)) == (sim.tasks[64], hash(sim.tasks[64]))
     assert task != sim.tasks[1064]
+    sim.add_project(3, attempts_number=10)
+    task = sim.add_task(7, "Stalled", project_id=3, restarts=["Stalled"] * 10)
+    assert len(task.chain) == 11
 
 
 def test_many_restarts_that_are_due_come_each_at_its_time(sim: ControlApiSimulator) -> None:
@@ -128,21 +117,16 @@ def test_a_canceled_task_is_not_restarted() -> None:
         sim.add_task(task_id, life=[(stalls_at, "Stalled")], restarts=1)
     rows(sim, stop([64, 65]))
     sim.advance(10.0)
-    assert sim.tasks[64].status == "Canceled"
-    assert sim.tasks[64].restarted_as is None
+    assert (sim.tasks[64].status, sim.tasks[64].restarted_as) == ("Canceled", None)
     # This one stalled before its stop took effect.
-    assert not sim.tasks[65].stopped
-    assert sim.tasks[65].restarted_as == 1065
+    assert (sim.tasks[65].stopped, sim.tasks[65].restarted_as) == (False, 1065)
 
 
 def test_a_status_set_by_hand_decides_about_the_restart(sim: ControlApiSimulator) -> None:
-    stalls, ends, waits = (
-        sim.add_task(64, restarts=1),
-        sim.add_task(65, life=[(5.0, "Stalled")], restarts=1),
-        sim.add_task(66, "Stalled", restarts=[Restart(after=5.0)]),
-    )
-    stalls.status = "Stalled"
-    ends.status = "Completed"
+    stalls = sim.add_task(64, restarts=1)
+    ends = sim.add_task(65, life=[(5.0, "Stalled")], restarts=1)
+    waits = sim.add_task(66, "Stalled", restarts=[Restart(after=5.0)])
+    stalls.status, ends.status = "Stalled", "Completed"
     sim.restart(66, new_id=7)
     sim.advance(10.0)
     assert (stalls.restarted_as, ends.restarted_as, waits.restarted_as) == (1064, None, 7)
@@ -163,42 +147,31 @@ def test_a_restart_by_hand_returns_the_new_id(sim: ControlApiSimulator, status: 
 
 
 @pytest.mark.parametrize(
-    ("restart", "error", "words"),
+    ("task_id", "options", "words"),
     [
-        (lambda sim: sim.restart(1), KeyError, "1"),
-        (lambda sim: sim.restart(64), ValueError, "task 64 was restarted as 1064 already"),
-        (lambda sim: sim.restart(65), ValueError, "a task that is Canceled is not restarted"),
-        (lambda sim: sim.restart(66), ValueError, "a task that is Completed is not restarted"),
-        (lambda sim: sim.restart(1067), ValueError, "project 3 restarts a task 1 times"),
-        (lambda sim: sim.restart(68, "Gone"), ValueError, "status must be one of"),
-        (lambda sim: sim.restart(68, new_id=64), ValueError, "only once"),
-        (lambda sim: sim.restart(68, new_id=-1), ValueError, "must be from 0"),
+        (1, {}, "1"),
+        (64, {}, "task 64 was restarted as 1064 already"),
+        (65, {}, "a task that is Canceled is not restarted"),
+        (66, {}, "a task that is Completed is not restarted"),
+        (1067, {}, "project 3 restarts a task 1 times"),
+        (68, {"status": "Gone"}, "status must be one of"),
+        (68, {"new_id": 64}, "only once"),
+        (68, {"new_id": -1}, "must be from 0"),
     ],
 )
 def test_what_is_not_restarted(
-    sim: ControlApiSimulator,
-    restart: Callable[[ControlApiSimulator], int],
-    error: type[Exception],
-    words: str,
+    sim: ControlApiSimulator, task_id: int, options: dict[str, Any], words: str
 ) -> None:
     sim.add_task(64, "Stalled", restarts=1)
-    sim.add_task(65)
+    sim.add_tasks([65, 68])
     rows(sim, stop(65))
     sim.add_task(66, "Completed")
     sim.add_project(3, attempts_number=1)
     sim.add_task(67, "Stalled", project_id=3, restarts=1)
-    sim.add_task(68)
-    before = {task_id: task.status for task_id, task in sim.tasks.items()}
-    with pytest.raises(error, match=words):
-        restart(sim)
-    assert {task_id: task.status for task_id, task in sim.tasks.items()} == before
-
-
-def test_a_project_may_restart_ten_times(sim: ControlApiSimulator) -> None:
-    sim.add_project(2, attempts_number=10)
-    task = sim.add_task(64, "Stalled", restarts=["Stalled"] * 10)
-    assert len(task.chain) == 11
-    assert set(statuses(sim, 64).values()) == {"Stalled"}
+    before = {n: task.status for n, task in sim.tasks.items()}
+    with pytest.raises(KeyError if task_id == 1 else ValueError, match=words):
+        sim.restart(task_id, **options)
+    assert {n: task.status for n, task in sim.tasks.items()} == before
 
 
 def test_a_new_id_is_always_free(sim: ControlApiSimulator) -> None:
@@ -223,21 +196,20 @@ def test_every_chain_is_whole_whenever_it_is_looked_at(
     tasks: list[Any], steps: list[float], form: Any
 ) -> None:
     sim = ControlApiSimulator(chains=form, rows="narrow")
-    for task_id, (life, script) in enumerate(tasks, start=1):
+    for task_id, (life, script) in enumerate(tasks):
         sim.add_task(task_id, life=life, restarts=script)
     for seconds in steps:
         sim.advance(seconds)
-        answered = rows(sim, check(list(range(1, len(tasks) + 1))))
-        flat = [
-            row for group in answered for row in (group if isinstance(group, list) else [group])
-        ]
-        flat += [inner for row in flat for inner in row.pop("restarts", ())]
+        flat = []
+        for group in rows(sim, check(list(range(len(tasks))))):
+            for row in group if isinstance(group, list) else [group]:
+                flat += [row, *row.pop("restarts", ())]
         assert sorted(row["task_id"] for row in flat) == sorted(sim.tasks)
         for row in flat:
             task = sim.tasks[row["task_id"]]
             assert row["status"] == task.status
             assert row.get("initial_task_id", row["task_id"]) == task.initial_task_id
-        for task_id, (_, script) in enumerate(tasks, start=1):
+        for task_id, (_, script) in enumerate(tasks):
             chain = sim.tasks[task_id].chain
             assert len(chain) <= 1 + len(script)
             assert chain[0] == task_id

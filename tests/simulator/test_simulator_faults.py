@@ -9,22 +9,15 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from ctrlapi_async.simulator import (
-    Body,
-    CutBody,
-    Delay,
-    Drop,
-    Fault,
-    Hang,
-    HttpStatus,
-    RequestRecord,
-    Rewrite,
-    SlowBody,
-)
+from ctrlapi_async.simulator import Body, CutBody, Delay, Drop, Hang, HttpStatus, Rewrite, SlowBody
 from tests.support.asking import NO_REPLY, SENT, Served, call, check, envelope, stop
+from tests.support.simulated import rewrite_rows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+
+EFFECT = pytest.mark.parametrize("effect", [False, True])
 
 
 @pytest.fixture
@@ -45,17 +38,15 @@ async def api() -> AsyncIterator[Served]:
         (599, "599"),
     ],
 )
-@pytest.mark.parametrize("effect", [False, True])
+@EFFECT
 async def test_an_http_status_is_answered(
     api: Served, status: int, title: str, *, effect: bool
 ) -> None:
     api.fault(HttpStatus(status, headers={"Retry-After": "7"}, effect=effect))
     async with api.post(stop(66)) as response:
-        body = await response.text()
-    assert response.status == status
+        assert f"<title>{title}</title>" in await response.text()
+    assert (response.status, response.content_type) == (status, "text/html")
     assert response.headers["Retry-After"] == "7"
-    assert response.content_type == "text/html"
-    assert f"<title>{title}</title>" in body
     assert api.tasks[66].stopped is effect
 
 
@@ -72,31 +63,30 @@ async def test_any_body_is_answered(api: Served, body: str | bytes) -> None:
     assert api.tasks[66].stopped
 
 
-@pytest.mark.parametrize("effect", [False, True])
+@EFFECT
 async def test_a_drop_leaves_no_byte(api: Served, *, effect: bool) -> None:
     api.fault(Drop(effect=effect), method="TaskStop")
     with pytest.raises(NO_REPLY):
         await api.send(stop(66))
     assert api.tasks[66].stopped is effect
-    (row,) = await api.sent_rows(check(66))
+    [row] = await api.sent_rows(check(66))
     assert row["status"] == ("Canceled" if effect else "Running")
-    assert api.counters.connections == 2
     # A client that asks again at once is not counted twice.
-    assert api.counters.peak == 1
+    assert (api.counters.connections, api.counters.peak) == (2, 1)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
-@pytest.mark.parametrize("effect", [False, True])
+@EFFECT
 async def test_a_cut_body_is_shorter_than_announced(
     api: Served, keep: float, *, effect: bool
 ) -> None:
     api.fault(CutBody(keep=keep, effect=effect))
     async with api.post(stop(66)) as response:
-        assert response.status == 200
         announced = int(response.headers["Content-Length"])
         got = await response.content.read(int(announced * keep))
         with pytest.raises(aiohttp.ClientPayloadError):
             await response.content.read()
+    assert response.status == 200
     assert len(got) <= int(announced * keep) < announced
     assert b'{"reply":[{"method":"TaskStop"'.startswith(got[:20])
     assert api.tasks[66].stopped is effect
@@ -115,7 +105,7 @@ async def test_a_slow_body_comes_byte_by_byte(api: Served) -> None:
     await api.wait_until(lambda: api.counters.connections_open == 0)
 
 
-@pytest.mark.parametrize("effect", [False, True])
+@EFFECT
 async def test_a_hang_ends_when_the_client_goes(api: Served, *, effect: bool) -> None:
     api.fault(Hang(effect=effect))
     sending = api.start_sending(stop(66))
@@ -126,14 +116,10 @@ async def test_a_hang_ends_when_the_client_goes(api: Served, *, effect: bool) ->
     await api.wait_until(lambda: api.counters.in_flight == 0)
 
 
-@pytest.mark.parametrize("effect", [False, True])
+@EFFECT
 async def test_a_reply_can_be_rewritten(api: Served, *, effect: bool) -> None:
-    def reverse(reply: Any) -> Any:
-        reply["reply"][0]["result"].reverse()
-        return reply
-
     api.add_task(67)
-    api.fault(Rewrite(reverse, effect=effect))
+    api.fault(rewrite_rows(lambda rows: rows[::-1], effect=effect))
     result = await api.sent_rows(stop([66, 67]))
     assert result == [{"task_id": 67, "status": SENT}, {"task_id": 66, "status": SENT}]
     assert api.tasks[66].stopped is effect
@@ -145,9 +131,8 @@ async def test_latency_is_for_each_request_and_each_id(
     api: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept = []
-    real = asyncio.sleep
 
-    async def sleep(seconds: float) -> None:
+    async def sleep(seconds: float, real: Any = asyncio.sleep) -> None:
         slept.append(seconds)
         await real(0)
 
@@ -182,13 +167,10 @@ async def test_faults_strike_by_number(api: Served, where: dict[str, Any], got: 
     assert await api.sent(check(66), stop(66)) == [200, 200]
 
 
-async def test_a_function_may_name_the_fault(api: Served) -> None:
-    def when(record: RequestRecord) -> Fault | None:
-        return HttpStatus(502) if 66 in record.ids else None
-
+async def test_a_function_may_name_the_fault_unless_one_is_due_by_number(api: Served) -> None:
     api.add_task(67)
     assert api.fault_when is None
-    api.fault_when = when
+    api.fault_when = lambda record: HttpStatus(502) if 66 in record.ids else None
     api.fault(HttpStatus(503), number=3)
     assert await api.sent(check(66), check(67), check(66)) == [502, 200, 503]
     api.clear_faults()
@@ -199,25 +181,22 @@ def fail(_: Any) -> Any:
     raise LookupError("oops")
 
 
-@pytest.mark.parametrize("own_thread", [False, True])
-async def test_a_hook_that_raises_makes_stop_raise(*, own_thread: bool) -> None:
-    async with Served(own_thread=own_thread) as api:
+async def use(api: Served, error: Exception | None) -> None:
+    async with api:
         api.add_task(66)
         api.fault(Rewrite(fail), number=1)
         api.fault_when = fail
         assert await api.sent(check(66), check(66)) == [500, 500]
-        with pytest.raises(ExceptionGroup, match="hooks of the simulator raised") as raised:
-            await api.stop()
+        if error is not None:
+            raise error
+
+
+@pytest.mark.parametrize("own_thread", [False, True])
+async def test_a_hook_that_raises_makes_stop_raise_but_hides_no_other_error(
+    *, own_thread: bool
+) -> None:
+    with pytest.raises(ExceptionGroup, match="hooks of the simulator raised") as raised:
+        await use(Served(own_thread=own_thread), None)
     assert [str(error) for error in raised.value.exceptions] == ["oops", "oops"]
-
-
-async def use_with_errors() -> None:
-    async with Served() as api:
-        api.fault_when = fail
-        assert await api.sent(check(66)) == [500]
-        raise ZeroDivisionError
-
-
-async def test_a_hook_that_raises_hides_no_other_error() -> None:
     with pytest.raises(ZeroDivisionError):
-        await use_with_errors()
+        await use(Served(own_thread=own_thread), ZeroDivisionError())

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,19 +21,11 @@ import aiohttp
 import pytest
 
 import ctrlapi_async
-from ctrlapi_async.simulator import (
-    ControlApiSimulator,
-    Delay,
-    Drop,
-    Fault,
-    Gate,
-    Hang,
-    SlowBody,
-)
+from ctrlapi_async.simulator import ControlApiSimulator, Delay, Drop, Fault, Hang, SlowBody
 from tests.support.asking import JSON_HEADERS, NO_REPLY, Served, call, check, envelope, stop
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 ROOT = Path(ctrlapi_async.__file__).parent.parent
 
@@ -91,38 +83,40 @@ async def test_one_request_can_be_held_alone(api: Served) -> None:
         assert gate.held == 0
 
 
-def is_held(gate: Gate) -> bool:
-    return bool(gate.held == 1)
-
-
 async def test_a_request_passes_one_gate_after_the_other(api: Served) -> None:
     task = api.add_task(66)
     gates = [api.hold(), api.hold("TaskStop"), api.hold(effect=True)]
     sending = api.start_sending(stop(66))
-    for place, gate in enumerate(gates):
-        await api.wait_until(partial(is_held, gate))
+    while gates:
+        await api.wait_until(lambda: gates[0].held == 1)
         assert sum(gate.held for gate in gates) == 1
-        assert task.stopped is (place == 2)
-        gate.release()
+        assert task.stopped is (len(gates) == 1)
+        gates.pop(0).release()
     await sending
 
 
-async def test_everything_is_counted(api: Served) -> None:
+async def test_everything_is_counted_until_a_reset(api: Served) -> None:
     api.add_tasks(range(10))
-    gate = api.hold()
-    documents = [check([1, 2, 3]), envelope(call("TaskStop", 4), call("TaskStop", [5, 6])), {}]
-    sending = [api.start_sending(document) for document in documents]
-    await api.wait_for_requests(3)
-    counters = api.counters
-    assert (counters.in_flight, counters.peak) == (3, 3)
-    assert (counters.connections, counters.connections_open) == (3, 3)
-    gate.release()
-    await asyncio.gather(*sending)
+    gate = api.hold(number=2, every=True)
+    documents = [envelope(call("TaskStop", 4), call("TaskStop", [5, 6])), {}, check([1, 2, 3])]
     await api.send(check("*"))
-    assert (counters.requests, counters.in_flight, counters.peak) == (4, 0, 3)
+    sending = [api.start_sending(document) for document in documents]
+    await api.wait_for_requests(4)
+    counters = api.counters
+    assert (counters.requests, counters.in_flight, counters.peak) == (4, 3, 3)
+    assert (counters.connections, counters.connections_open) == (3, 3)
     assert counters.requests_by_method == {"TaskStatus": 2, "TaskStop": 1}
     assert counters.calls == {"TaskStatus": 2, "TaskStop": 2}
     assert counters.ids == {"TaskStatus": 3, "TaskStop": 3}
+    api.reset_counters()
+    assert (api.log, api.counters.requests, api.counters.connections) == ([], 0, 0)
+    assert (api.counters.in_flight, api.counters.peak) == (3, 3)
+    assert api.counters.connections_open == 3
+    gate.release()
+    await asyncio.gather(*sending)
+    assert (api.counters.in_flight, api.counters.peak) == (0, 3)
+    await api.send(check(66))
+    assert [record.number for record in api.log] == [1]
 
 
 async def test_every_request_is_logged(api: Served) -> None:
@@ -142,112 +136,79 @@ async def test_every_request_is_logged(api: Served) -> None:
         assert (other.log, other.counters.requests) == ([], 1)
 
 
-async def test_a_reset_numbers_requests_from_one_again(api: Served) -> None:
-    with api.hold(number=2):
-        await api.send(check(66))
-        sending = api.start_sending(check(66))
-        await api.wait_for_requests(2)
-        api.reset_counters()
-        assert (api.log, api.counters.requests, api.counters.connections) == ([], 0, 0)
-        assert (api.counters.in_flight, api.counters.peak) == (1, 1)
-        assert api.counters.connections_open == 1
-    await sending
-    assert api.counters.in_flight == 0
-    await api.send(check(66))
-    assert [record.number for record in api.log] == [1]
-
-
 # --- Threads and loops ----------------------------------------------------------------------------
 
 
 def test_a_sync_test_needs_no_event_loop() -> None:
-    with ControlApiSimulator() as api:
+    with ControlApiSimulator() as api, ThreadPoolExecutor() as pool:
         api.add_task(64, "Stalled", restarts=1)
-        (entry,) = ask_in_thread(api, check(64))["reply"]
+        [entry] = ask_in_thread(api, check(64))["reply"]
         assert [row["task_id"] for row in entry["result"]] == [64, 1064]
         api.wait_for_requests_sync(1, "TaskStatus")
         with pytest.raises(TimeoutError, match="did not hold within 0 seconds"):
             api.wait_for_requests_sync(2, timeout=0.0)
         with api.hold():
-            asking = threading.Thread(target=ask_in_thread, args=(api, stop(1064)))
-            asking.start()
+            pool.submit(ask_in_thread, api, stop(1064))
             api.wait_for_requests_sync(2)
             assert not api.tasks[1064].stopped
         api.wait_until_sync(lambda: api.tasks[1064].stopped)
-        asking.join()
     assert not threads()
 
 
 def test_all_methods_may_be_called_from_any_thread(api: ControlApiSimulator) -> None:
-    failed: list[BaseException] = []
-
     def use(first: int) -> None:
-        try:
-            for task_id in range(first, first + 20):
-                api.add_task(task_id, life=[(5.0, "Stalled")], restarts=1)
-                api.hold("TaskStop").release()
-                reply = ask_in_thread(api, envelope(call("TaskStop", task_id), call("X", 1)))
-                assert "result" in reply["reply"][0]
-                api.advance(0.1)
-                assert {task.status for task in api.tasks.values()} <= {"Stalled", "Canceled"} | {
-                    "Running"
-                }
-        except BaseException as error:  # noqa: BLE001 - the test's thread raises it
-            failed.append(error)
+        for task_id in range(first, first + 20):
+            api.add_task(task_id, life=[(5.0, "Stalled")], restarts=1)
+            api.hold("TaskStop").release()
+            reply = ask_in_thread(api, envelope(call("TaskStop", task_id), call("X", 1)))
+            assert "result" in reply["reply"][0]
+            api.advance(0.1)
+            statuses = {task.status for task in api.tasks.values()}
+            assert statuses <= {"Stalled", "Canceled", "Running"}
 
-    users = [threading.Thread(target=use, args=(100 * number,)) for number in range(1, 5)]
-    for user in users:
-        user.start()
-    for user in users:
-        user.join()
-    assert not failed
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(use, [100, 200, 300, 400])) == [None] * 4
     assert len(api.tasks) >= 80
     assert (api.counters.requests, api.counters.in_flight) == (80, 0)
     assert [record.number for record in api.log] == list(range(1, 81))
 
 
-async def wait_in_loop(
-    api: ControlApiSimulator, run_in_thread: Callable[..., Awaitable[object]]
-) -> None:
+async def wait_in_loop(api: ControlApiSimulator) -> None:
     """Wait for what a thread does, whatever kind of event loop runs this."""
     api.add_task(66)
-    with api.hold() as gate:
-        asking = threading.Thread(target=ask_in_thread, args=(api, stop(66)))
-        asking.start()
-        await api.wait_for_requests(1)
-        assert gate.held == 1
-    await api.wait_until(lambda: api.tasks[66].stopped)
-    await run_in_thread(asking.join)
+    with ThreadPoolExecutor() as pool:
+        with api.hold() as gate:
+            pool.submit(ask_in_thread, api, stop(66))
+            await api.wait_for_requests(1)
+            assert gate.held == 1
+        await api.wait_until(lambda: api.tasks[66].stopped and api.counters.in_flight == 0)
     await api.stop()
 
 
-async def test_a_condition_is_waited_for_in_asyncio(api: Served) -> None:
-    await wait_in_loop(api, asyncio.to_thread)
+def run_in_trio(work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+    pytest.importorskip("trio").run(work, *args)
 
 
-def test_a_condition_is_waited_for_in_trio() -> None:
-    trio = pytest.importorskip("trio")
-    with ControlApiSimulator() as api:
-        trio.run(wait_in_loop, api, trio.to_thread.run_sync)
+def run_in_asyncio(work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+    asyncio.run(work(*args))
 
 
-def test_a_waiter_whose_loop_has_ended_is_forgotten() -> None:
+@pytest.mark.parametrize("run", [run_in_asyncio, run_in_trio])
+def test_a_condition_is_waited_for_in_any_loop_and_forgotten_with_it(run: Any) -> None:
     async def give_up(api: ControlApiSimulator) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0):
+        if run is run_in_trio:
+            with importlib.import_module("trio").move_on_after(0):
                 await api.wait_for_requests(1)
+        else:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    await api.wait_for_requests(1)
 
     with ControlApiSimulator() as api:
-        asyncio.run(give_up(api))
-        with contextlib.suppress(ModuleNotFoundError):
-            trio = importlib.import_module("trio")
-            trio.run(trio_give_up, trio, api)
+        run(give_up, api)
         ask_in_thread(api, envelope({"method": "X"}))
-
-
-async def trio_give_up(trio: Any, api: ControlApiSimulator) -> None:
-    with trio.move_on_after(0):
-        await api.wait_for_requests(1)
+        api.reset_counters()
+        run(wait_in_loop, api)
 
 
 async def test_it_can_serve_in_the_loop_that_starts_it() -> None:
@@ -259,7 +220,7 @@ async def test_it_can_serve_in_the_loop_that_starts_it() -> None:
     async with api:
         assert not threads()
         assert repr(api) == f"<ControlApiSimulator {api.url} running>"
-        await wait_in_loop(api, asyncio.to_thread)
+        await wait_in_loop(api)
     assert asyncio.all_tasks() == before
     assert repr(api) == f"<ControlApiSimulator {api.url} stopped>"
 
@@ -284,7 +245,11 @@ async def test_it_starts_again_on_its_port(api: Served) -> None:
 
 
 @pytest.mark.parametrize("own_thread", [False, True])
-async def test_a_port_that_is_taken_is_an_error_and_nothing_else(*, own_thread: bool) -> None:
+async def test_a_port_that_cannot_be_listened_on_is_an_error_and_nothing_else(
+    *, own_thread: bool
+) -> None:
+    with pytest.raises(OverflowError, match="port must be"):
+        await ControlApiSimulator(port=70_000, own_thread=own_thread).start()
     async with ControlApiSimulator() as api:
         other = ControlApiSimulator(port=api.port, own_thread=own_thread)
         with pytest.raises(OSError, match="address already in use"):
@@ -292,12 +257,6 @@ async def test_a_port_that_is_taken_is_an_error_and_nothing_else(*, own_thread: 
         assert len(threads()) == 1
     await other.start()
     await other.stop()
-
-
-def test_a_port_that_cannot_be_is_an_error_and_nothing_else() -> None:
-    with pytest.raises(OverflowError, match="port must be"):
-        ControlApiSimulator(port=70_000).start_sync()
-    assert not threads()
 
 
 @pytest.mark.parametrize("fault", [Hang(), SlowBody(interval=3600.0), Delay(3600.0), None], ids=str)
@@ -355,7 +314,7 @@ def test_a_function_that_blocks_the_thread_does_not_hold_up_stop(
         blocked.wait()
         with pytest.raises(RuntimeError, match="blocks the simulator's thread"):
             api.stop_sync()
-        (thread,) = threads()
+        [thread] = threads()
         free.set()
         thread.join()
 
@@ -363,28 +322,24 @@ def test_a_function_that_blocks_the_thread_does_not_hold_up_stop(
 @pytest.mark.parametrize(
     "program",
     [
-        "ControlApiSimulator().start_sync()",
-        "asyncio.run(ControlApiSimulator().start())",
-        """api = ControlApiSimulator()
-api.start_sync()
-socket.create_connection(('127.0.0.1', api.port)).detach()""",
-        "ControlApiSimulator().start_sync(); sys.exit()",
+        "api.start_sync()",
+        "asyncio.run(api.start())",
+        "api.start_sync(); sys.exit()",
+        # A connection is open.
+        "api.start_sync(); socket.create_connection(('127.0.0.1', api.port)).detach()",
     ],
 )
 def test_a_simulator_that_nobody_stops_ends_with_the_program(program: str) -> None:
-    source = (
-        "import asyncio, socket, sys\n"
-        "from ctrlapi_async.simulator import ControlApiSimulator\n" + program
-    )
+    imports = "import asyncio, socket, sys; from ctrlapi_async.simulator import ControlApiSimulator"
+    program = f"{imports}; api = ControlApiSimulator(); {program}"
     ended = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", source],
+        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
-        text=True,
         timeout=60.0,
         check=True,
     )
-    assert (ended.stdout, ended.stderr) == ("", "")
+    assert (ended.stdout, ended.stderr) == (b"", b"")
 
 
 async def test_it_serves_https() -> None:

@@ -156,28 +156,25 @@ def values(report: StopReport, states: StatusReport) -> None:
     assert_type(TaskStatus.RUNNING.ended, bool)
 
 
-def errors(report: StopReport) -> None:
-    assert_type(StopIncompleteError("no", [RequestError("lost")], report).report, StopReport)
-    try:
-        report.to_json()
-    except StopIncompleteError as error:
-        assert_type(error.report, StopReport)
-        assert_type(error.exceptions, tuple[Exception | ExceptionGroup[Exception], ...])
-    try:
-        report.to_json()
-    except DeadlineError as error:
-        timeout: TimeoutError = error
-        assert_type(error.sent, bool)
-        del timeout
-    except HttpError as error:
-        assert_type(error.status, int)
-        assert_type(error.excerpt, str)
-        assert_type(error.retry_after, float | None)
-    except ReplyError as error:
-        assert_type(error.where, str)
-    except TasksDeniedError as error:
-        assert_type(error.task_ids, tuple[int, ...])
-        assert_type(error.method, str)
-        assert_type(error.message, str)
-    except CtrlApiError:
-        pass
+def errors(
+    incomplete: StopIncompleteError,
+    deadline: DeadlineError,
+    http: HttpError,
+    reply: ReplyError,
+    denied: TasksDeniedError,
+) -> None:
+    made = StopIncompleteError("no", [RequestError("lost")], incomplete.report)
+    assert_type(made.report, StopReport)
+    assert_type(incomplete.report, StopReport)
+    assert_type(incomplete.exceptions, tuple[Exception | ExceptionGroup[Exception], ...])
+    timeout: TimeoutError = deadline
+    several: list[CtrlApiError] = [deadline, http, reply, denied]
+    del timeout, several
+    assert_type(deadline.sent, bool)
+    assert_type(http.status, int)
+    assert_type(http.excerpt, str)
+    assert_type(http.retry_after, float | None)
+    assert_type(reply.where, str)
+    assert_type(denied.task_ids, tuple[int, ...])
+    assert_type(denied.method, str)
+    assert_type(denied.message, str)
