@@ -222,11 +222,8 @@ class Outcomes:
         """Set the final outcome of tasks; arguments as for `StopOutcome`."""
         table = self.chains(project_id)
         plain, chains = table.split(task_ids)
-        if plain:
-            verdict = self._verdict(project_id, result, status, error, restarted_as)
-            self.store.settle(plain, verdict)
-        if chains:
-            verdict = self._verdict(project_id, result, status, error)
+        verdict = self._verdict(project_id, result, status, error, restarted_as)
+        self.store.settle(plain, verdict)
         for chain in chains:
             asked = chain.asked
             table.close(chain, verdict)

@@ -56,11 +56,23 @@ def environment(api: World | None) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), **names, **server}
 
 
-def start(api: World | None, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
-    """Start Python, with pipes for all standard streams unless the options say otherwise."""
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    command = [sys.executable, *argv]
-    return subprocess.Popen(command, env=environment(api), **{**pipes, **options})
+def start(
+    api: World | None,
+    *argv: str,
+    stdin: Any = subprocess.PIPE,
+    stdout: Any = subprocess.PIPE,
+    stderr: Any = subprocess.PIPE,
+    start_new_session: bool = False,
+) -> subprocess.Popen[bytes]:
+    """Start Python, with pipes for all standard streams unless the arguments say otherwise."""
+    return subprocess.Popen(
+        [sys.executable, *argv],
+        env=environment(api),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=start_new_session,
+    )
 
 
 def process(api: World | None, *argv: str) -> subprocess.Popen[bytes]:

@@ -89,8 +89,9 @@ class World(NamedTuple):
     ids: Any = None
 
 
-FOLLOWED = dict.fromkeys(range(25), (RUNS, SENT, "Canceled")) | {
-    25: (ENDED, NOT_RUNNING, "Stalled")
+FOLLOWED: dict[int, tuple[Life, StopResult, str]] = {
+    **dict.fromkeys(range(25), (RUNS, SENT, "Canceled")),
+    25: (ENDED, NOT_RUNNING, "Stalled"),
 }
 PENDING: dict[int, tuple[Life, StopResult, str]] = {
     1: (("Scheduled",), NOT_RUNNING, "Scheduled"),
@@ -98,7 +99,10 @@ PENDING: dict[int, tuple[Life, StopResult, str]] = {
     3: (("Scheduled", (LONG, "Running")), NOT_RUNNING, "Scheduled"),
     4: (("Explore", (4, "Rejected")), NOT_RUNNING, "Rejected"),
 }
-LEFT_ALONE = {1: (ENDED, NOT_RUNNING, "Stalled"), 2: (STARTS, NOT_RUNNING, "Explore")}
+LEFT_ALONE: dict[int, tuple[Life, StopResult, str]] = {
+    1: (ENDED, NOT_RUNNING, "Stalled"),
+    2: (STARTS, NOT_RUNNING, "Explore"),
+}
 WAIT = {"wait_pending": LONG}
 FOLLOW = {"wait_stopped": LONG}
 WORLDS: dict[str, World] = {

@@ -209,6 +209,9 @@ def test_news_of_a_chain_last_until_it_is_dealt_with_or_forgotten() -> None:
     table.close(chain, Verdict(2, StopResult.STOP_SENT))
     assert table.with_news([64, 1064, 2064]) == []
     assert table.stopped([2064]) == {}
+    alive = table.open(7, Row(7, "Running", 7), 8)
+    table.close(alive, Verdict(2, StopResult.STOP_SENT))
+    assert table.with_news([7]) == []
 
 
 def test_two_chains_that_turn_out_to_be_one_go_on_as_one() -> None:
