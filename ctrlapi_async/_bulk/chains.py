@@ -152,7 +152,8 @@ class ChainTable:
     def with_news(self, task_ids: list[int]) -> list[tuple[int, Chain]]:
         """Return those tasks whose chain may go on with another one, and the chain."""
         known = self._news.intersection(task_ids) if self._news else ()
-        return [(n, self._open.get(n) or self._by_initial[n]) for n in sorted(known)]
+        found = ((n, self._open.get(n) or self._by_initial.get(n)) for n in sorted(known))
+        return [(n, chain) for n, chain in found if chain is not None]
 
     def by_target(self, task_id: int) -> Chain | None:
         """Return the open chain whose target this is."""
@@ -182,6 +183,8 @@ class ChainTable:
 
     def open(self, initial_id: int, current: Row, asked: int) -> Chain:
         """Return a new chain, in place of any closed one, of which a task was asked for."""
+        if (closed := self._by_initial.get(initial_id)) is not None:
+            self._stopped.pop(closed.target, None)
         chain = Chain(initial_id, current.task_id, [asked], current)
         self._by_initial[initial_id] = chain
         self._open[chain.target] = chain
@@ -192,7 +195,8 @@ class ChainTable:
     def note(self, chain: Chain, current: Row) -> None:
         """Note the latest row of a chain that is dealt with elsewhere."""
         chain.current = current
-        self._news |= {chain.initial_id, chain.target}
+        if chain.verdict is None:
+            self._news |= {chain.initial_id, chain.target}
 
     def retarget(self, chain: Chain, current: Row) -> Chain | None:
         """Let a chain go on with its current task; return None if another chain does already."""
@@ -211,7 +215,8 @@ class ChainTable:
         self._leave_target(chain)
         chain.verdict = verdict
         chain.asked = []
-        if verdict.result in WITH_STOP:
+        lost = verdict.result is StopResult.NOT_RUNNING and verdict.error is not None
+        if lost or verdict.result in WITH_STOP:
             self._stopped[chain.target] = chain
         if self._keep is not None and len(self._by_initial) - len(self._open) > self._keep:
             oldest = next(key for key, one in self._by_initial.items() if one.verdict is not None)

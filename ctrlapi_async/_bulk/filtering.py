@@ -50,7 +50,9 @@ class JobFilter:
     def _keep_current(self, job: Job, now: float) -> bool:
         """Take out of a job what restart chains have outdated; return whether something is left."""
         if job.kind is JobKind.STOP:
-            calls = [self._restarts.still_current(call, now, sent=False) for call in job.calls]
+            calls = [
+                self._restarts.still_current(call, now, job.lost, sent=False) for call in job.calls
+            ]
             job.calls = [call for call in calls if call.task_ids]
         elif job.kind is JobKind.CHECK:
             calls = [self._unchecked_of(call) for call in job.calls]

@@ -90,11 +90,11 @@ class Job:
         return sum(len(call) for call in map(listed_ids, self.calls)) or 1
 
     @property
-    def cause(self) -> CtrlApiError | None:
-        """Why its tasks will have no answer if the run ends now, apart from that; or None."""
-        if self.lost is None and self.kind in (JobKind.CHECK, JobKind.STOP):
-            return self.fault
-        return self.lost
+    def causes(self) -> list[CtrlApiError]:
+        """Why its tasks will have no answer if the run ends now, apart from that."""
+        if self.kind in (JobKind.EXPLAIN, JobKind.POLL_PENDING):
+            return []  # they have one
+        return [error for error in (self.lost, self.fault) if error is not None]
 
     @property
     def wire_calls(self) -> list[TaskCall]:

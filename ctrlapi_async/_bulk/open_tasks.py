@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 from ctrlapi_async._bulk.jobs import JobKind, JobState, listed_ids
 from ctrlapi_async._bulk.outcomes import OpenTasks
 from ctrlapi_async._errors import bounded, text_of
-from ctrlapi_async._models import UNANSWERED, StopResult
+from ctrlapi_async._models import ALL_ACTIVE, UNANSWERED, StopResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from ctrlapi_async._bulk.outcomes import Outcomes
     from ctrlapi_async._bulk.schedule import Schedule
@@ -28,21 +28,35 @@ _RESULT_OF_JOB: Final = {
 
 def unchecked_tasks(schedule: Schedule, outcomes: Outcomes) -> Iterator[OpenTasks]:
     """Yield all tasks of which nothing is known yet."""
-    waiting: list[tuple[int, list[int], CtrlApiError | None]] = [
+    waiting: list[tuple[int, list[int], str | None]] = [
         (project_id, task_ids, None)
         for queue in (schedule.unchecked, schedule.doubtful)
         for project_id, task_ids in queue
     ]
     waiting += [
-        (call.project_id, listed_ids(call), job.cause)
+        (call.project_id, listed_ids(call), _joined(map(text_of, job.causes)))
         for job in schedule.jobs
         if job.kind is JobKind.CHECK
         for call in job.calls
     ]
-    for project_id, task_ids, cause in waiting:
+    for project_id, task_ids, error in waiting:
         unchecked = outcomes.still_to_check(project_id, task_ids)
-        error = None if cause is None else text_of(cause)
         yield OpenTasks(project_id, unchecked, StopResult.NOT_SENT, error)
+
+
+def causes(schedule: Schedule, outcomes: Outcomes) -> list[CtrlApiError]:
+    """Return what requests have met whose tasks have no answer."""
+    return [
+        error
+        for job in schedule.jobs
+        if job.kind is not JobKind.CHECK
+        or any(
+            call.task_ids is ALL_ACTIVE
+            or outcomes.still_to_check(call.project_id, listed_ids(call))
+            for call in job.calls
+        )
+        for error in job.causes
+    ]
 
 
 def open_tasks(schedule: Schedule) -> Iterator[OpenTasks]:
@@ -61,7 +75,7 @@ def open_tasks(schedule: Schedule) -> Iterator[OpenTasks]:
         if job.kind is JobKind.CHECK:
             continue
         result = _RESULT_OF_JOB[job.kind]
-        error = None if job.cause is None else text_of(job.cause)
+        error: str | None = _joined(map(text_of, job.causes)) or None
         if job.lost is not None:
             result = StopResult.UNCONFIRMED
         elif job.kind is JobKind.STOP and job.state is JobState.IN_FLIGHT:
@@ -78,14 +92,16 @@ def settle_open(schedule: Schedule, outcomes: Outcomes, why_ended: Callable[[int
         outcomes: Where they are settled.
         why_ended: Returns why nothing more is asked about a project's tasks.
     """
-
-    def why(project_id: int, error: str | None) -> str:
-        return bounded("; ".join(dict.fromkeys(filter(None, (error, why_ended(project_id))))))
-
     for project_id, task_ids, result, error in list(unchecked_tasks(schedule, outcomes)):
-        outcomes.settle_asked(project_id, task_ids, result, why(project_id, error))
+        why = _joined((error, why_ended(project_id)))
+        outcomes.settle_asked(project_id, task_ids, result, why)
     for project_id, task_ids, result, error in list(open_tasks(schedule)):
         # Nobody knows that a stopped task has ended.
         final = StopResult.STILL_RUNNING if result is StopResult.STOP_SENT else result
-        text = why(project_id, error) if final in UNANSWERED else None
+        text = _joined((error, why_ended(project_id))) if final in UNANSWERED else None
         outcomes.settle_known(project_id, task_ids, final, text)
+
+
+def _joined(texts: Iterable[str | None]) -> str:
+    """Return different texts as one; "" if there are none."""
+    return bounded("; ".join(dict.fromkeys(filter(None, texts))))

@@ -202,13 +202,17 @@ class Outcomes:
 
     def settle_asked(
         self, project_id: int, task_ids: list[int], result: StopResult, error: str
-    ) -> None:
-        """Settle tasks that were not checked: each stands for itself, unless it was stopped."""
+    ) -> list[int]:
+        """Settle tasks that were not checked, and return those that stand for themselves.
+
+        The others were stopped in the name of their chain, whose outcome they share.
+        """
         stopped = self.chains(project_id).stopped(task_ids)
         plain = [n for n in task_ids if n not in stopped] if stopped else task_ids
         self.store.settle(plain, self._verdict(project_id, result, None, error))
         for task_id, chain in stopped.items():
             self.join_closed(chain, [task_id])
+        return plain
 
     def settle(  # noqa: PLR0917 - as for `StopOutcome`
         self,

@@ -198,12 +198,20 @@ class Placer:
             )
             self._schedule.refused.add(project_id, task_ids, now)
 
-    def stop_waiting_pending(self) -> None:
+    def stop_waiting_pending(self, now: float) -> None:
         """Settle pending tasks as they are, those that are about to be asked about included."""
         self.waiting_pending = False
         for queue in (self._schedule.pending, self._schedule.due_pending):
             for project_id, task_ids in queue.take_all():
-                self._outcomes.settle_known(project_id, task_ids, None, None)
+                table = self._outcomes.chains(project_id)
+                news = {n: one for n, one in table.with_news(task_ids) if one is table.by_target(n)}
+                waiting = [task_id for task_id in task_ids if task_id not in news]
+                self._outcomes.settle_known(project_id, waiting, None, None)
+                for chain in news.values():
+                    # Another task's check has said how this one goes on.
+                    if (moved := table.retarget(chain, chain.current)) is not None:
+                        visit = Visit(JobKind.CHECK, project_id, now)
+                        self.place(visit, [moved.target], status_of(moved.current))
 
     # --- without a status ---------------------------------------------------------------------
 
@@ -232,15 +240,16 @@ class Placer:
         outcomes, text = self._outcomes, text_of(error)
         if job.kind is JobKind.CHECK:
             task_ids = outcomes.unchecked(project_id, task_ids)
+            if outcomes.settle_asked(project_id, task_ids, StopResult.NOT_SENT, text):
+                self.note(error)
+            return
         if not task_ids:
             return
         if job.kind is JobKind.EXPLAIN:
             outcomes.settle_known(project_id, task_ids, None, None)
             return
         self.note(error)
-        if job.kind is JobKind.CHECK:
-            outcomes.settle_asked(project_id, task_ids, StopResult.NOT_SENT, text)
-        elif job.kind is JobKind.POLL_STOPPED:
+        if job.kind is JobKind.POLL_STOPPED:
             outcomes.settle_known(project_id, task_ids, StopResult.STILL_RUNNING, text)
         elif job.lost is not None:
             self.settle_lost(job.lost, project_id, task_ids, text)

@@ -10,7 +10,7 @@ fate is unknown is neither repeated nor reported before TaskStatus was asked abo
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ctrlapi_async._bulk.answers import Answers
 from ctrlapi_async._bulk.causes import Causes
@@ -18,7 +18,7 @@ from ctrlapi_async._bulk.cost import RunCost
 from ctrlapi_async._bulk.denials import Denials
 from ctrlapi_async._bulk.filtering import JobFilter
 from ctrlapi_async._bulk.jobs import Job, JobKind, JobState
-from ctrlapi_async._bulk.open_tasks import open_tasks, settle_open
+from ctrlapi_async._bulk.open_tasks import causes, open_tasks, settle_open
 from ctrlapi_async._bulk.outcomes import Outcomes
 from ctrlapi_async._bulk.placing import Placer
 from ctrlapi_async._bulk.polls import Waiting
@@ -203,7 +203,8 @@ class StopPlan:
         if self.done:
             return
         if now >= self._deadline:
-            seconds = float(f"{self._options.timeout:.3g}")  # callers may have calculated it
+            timeout = cast("float", self._options.timeout)
+            seconds = round(timeout, 2) or timeout  # callers may have calculated it
             self.abort(DeadlineError(f"the run's {seconds:g} s are over"), now)
             return
         self._schedule.wake(now)
@@ -251,7 +252,7 @@ class StopPlan:
     def _close(self, error: Exception | None, now: float) -> None:
         """Settle every task that has no final outcome yet."""
         listing = self.listing
-        met = [job.cause for job in self._schedule.jobs if job.cause is not None]
+        met = causes(self._schedule, self._outcomes)
         if error is not None:
             dead = self._recovery.dead_projects
             settle_open(self._schedule, self._outcomes, lambda of: text_of(dead.get(of, error)))

@@ -93,7 +93,7 @@ class Waiting:
     def wake(self, now: float) -> None:
         """Do what is due."""
         if self._schedule.pending.size and now >= self._pending_end:
-            self._placer.stop_waiting_pending()
+            self._placer.stop_waiting_pending(now)
         self._pending_polls.wake(now)
         if self._following_only:
             if not self._only_following:

@@ -155,7 +155,7 @@ class Reconciler:
 
     def _receive_stop(self, job: Job, call: TaskCall, answer: Rows, now: float) -> list[int]:
         project_id = call.project_id
-        asked = listed_ids(self._restarts.still_current(call, now, sent=True))
+        asked = listed_ids(self._restarts.still_current(call, now, job.lost, sent=True))
         seen = TaskStatus.RUNNING if self._options.check or job.lost is not None else None
         sent = [r.task_id for r in answer.rows if r.status == STOP_SENT and r.error is None]
         if sent == asked and len(answer.rows) == len(asked):  # the usual reply

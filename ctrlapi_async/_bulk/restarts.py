@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ctrlapi_async._bulk.chains import Chain, ChainFinding, ChainTable, Findings
     from ctrlapi_async._bulk.outcomes import Outcomes
     from ctrlapi_async._bulk.placing import Placer
+    from ctrlapi_async._errors import CtrlApiError
     from ctrlapi_async._protocol.replies import Row
 
 
@@ -80,6 +81,11 @@ class RestartFollower:
         chain = table.by_target(task_id)
         if chain is None:
             chain = self._join(table, initial_id, current, task_id)
+        elif visit.kind is JobKind.CHECK:
+            # Another task's chain has gone on with it: it has its place already.
+            table.note(chain, current)
+            self._outcomes.join(chain, task_id)
+            return None
         else:
             chain = table.retarget(chain, current)
         if chain is not None:
@@ -114,12 +120,15 @@ class RestartFollower:
             return None
         return table.open(initial_id, current, task_id)
 
-    def still_current(self, call: TaskCall, now: float, *, sent: bool) -> TaskCall:
+    def still_current(
+        self, call: TaskCall, now: float, lost: CtrlApiError | None, *, sent: bool
+    ) -> TaskCall:
         """Return the part of a stop that is not outdated; the chains of the rest go on.
 
         Args:
             call: A call of TaskStop.
             now: The time in seconds.
+            lost: Why the fate of an earlier stop of the tasks is unknown, if one was sent.
             sent: Whether the stop was sent; if not, a task that is not Running is outdated too.
         """
         project_id, task_ids = call.project_id, listed_ids(call)
@@ -132,7 +141,7 @@ class RestartFollower:
         }
         if not outdated:
             return call
-        visit = Visit(JobKind.CHECK, project_id, now)
+        visit = Visit(JobKind.VERIFY, project_id, now, lost)
         for task_id, chain in outdated.items():
             current = chain.current
             if chain.target == task_id:
@@ -140,5 +149,8 @@ class RestartFollower:
             else:
                 moved = self._join(table, chain.initial_id, current, task_id)
             if moved is not None:
-                self._placer.place(visit, [moved.target], status_of(current))
+                if self._outcomes.unchecked(project_id, [moved.target]):
+                    self._outcomes.overtake(project_id, moved, moved.target)
+                seen_as = visit if current.task_id == task_id else visit.as_check()
+                self._placer.place(seen_as, [moved.target], status_of(current))
         return TaskCall(project_id, [task_id for task_id in task_ids if task_id not in outdated])

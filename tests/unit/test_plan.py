@@ -89,6 +89,25 @@ def test_the_check_of_a_task_whose_chain_is_settled_and_forgotten_changes_nothin
     assert drive.plan.counts[StopResult.NOT_RUNNING] == 2
 
 
+@pytest.mark.parametrize("status", ["Running", "Completed"])
+def test_chains_of_a_stream_that_collects_nothing_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    monkeypatch.setattr("ctrlapi_async._bulk.outcomes.CHAINS_KEPT", 10)
+    drive = Drive(chunk=1, streaming=True, slots=2, collect=False)
+    for first in range(100):
+        drive.server.add(2, first)
+        restarted = drive.server.restart(first, status).task_id
+        for task_ids in ([first, restarted], [restarted]):
+            drive.outcomes.clear()
+            drive.plan.add_tasks(2, task_ids, drive.now)
+            while len(drive.outcomes) < len(task_ids):
+                drive.step()
+    table = drive.plan._outcomes.chains(2)
+    held = [len(kept) for kept in vars(table).values() if isinstance(kept, dict | set)]
+    assert sum(held) <= 4 * 11
+
+
 def test_a_restart_whose_own_row_is_missing_is_followed() -> None:
     plan = StopPlan(RunOptions(wait_stopped=9.0), RetryPolicy(), began=0.0, random=lambda: 0.5)
     plan.add_tasks(2, [64], 0.0)
@@ -111,6 +130,66 @@ def test_a_restart_whose_own_row_is_missing_is_followed() -> None:
     assert asked == [[64], [1064], [1064], [2064], [2064]]
     assert plan.snapshot()[64].restarted_as == 2064
     assert plan.snapshot()[64].result is SENT
+
+
+def test_a_task_that_was_stopped_for_its_chain_tells_so_though_it_was_never_checked() -> None:
+    server, ids = chain()
+    drive = Drive([64], server=server, streaming=True)
+    while not drive.outcomes:
+        drive.step()
+    drive.plan.add_tasks(2, [ids[-1], 5], drive.now)
+    drive.plan.abort(RequestError("the run was left"), drive.now)
+    snapshot = drive.plan.snapshot()
+    assert {n: one.result for n, one in snapshot.items()} == {
+        64: SENT,
+        ids[-1]: SENT,
+        5: StopResult.NOT_SENT,
+    }
+
+
+def test_two_checks_of_a_chain_that_goes_on_meanwhile_lead_to_one_stop() -> None:
+    server, ids = chain()
+    drive = Drive(ids, chunk=1, server=server, streaming=True, slots=4)
+    assert drive.send()
+    assert drive.send()
+    drive.answer()
+    newest = server.restart(64).task_id
+    drive.plan.add_tasks(2, [newest], drive.now)
+    drive.plan.close_input(drive.now)
+    drive.answer()  # it says that the chain has gone on
+    drive.run()
+    assert stops_of(drive) == [newest]
+    assert drive.results([*ids, newest]) == {SENT}
+    assert drive.outcomes[ids[-1]].restarted_as == newest
+
+
+def test_what_another_check_says_of_a_pending_chain_counts_when_the_wait_is_over() -> None:
+    server, ids = chain()
+    server.tasks[ids[-1]].status = "Scheduled"
+    drive = Drive(ids, chunk=1, server=server, slots=2, wait_pending=0.1)
+    assert drive.send()
+    assert drive.send()
+    drive.answer()
+    server.tasks[ids[-1]].status = "Running"
+    drive.run()
+    assert drive.results() == {SENT}
+
+
+def test_a_lost_stop_is_told_though_another_check_says_how_the_task_ended() -> None:
+    server, ids = chain()
+    drive = Drive([64], chunk=1, server=server, streaming=True, slots=2)
+    drive.fault = lambda request: (
+        HttpError("HTTP 503", 503) if request.kind is JobKind.STOP else None
+    )
+    while JobKind.VERIFY not in [request.kind for request in drive.requests]:
+        drive.step()
+    drive.answer()  # it runs, and is to be stopped again
+    server.tasks[ids[-1]].status = "Canceled"
+    drive.plan.add_tasks(2, [ids[-1]], drive.now)
+    drive.plan.close_input(drive.now)
+    drive.run()
+    told = drive.outcomes[64]
+    assert (told.result, told.error) == (SENT, "the reply to TaskStop was lost: HTTP 503")
 
 
 def test_what_came_after_a_lost_stop_was_not_stopped_by_it() -> None:
@@ -174,6 +253,40 @@ def test_at_the_deadline_tasks_tell_what_their_requests_had_met(kind: JobKind) -
     assert drive.outcomes[1].result is StopResult.NOT_SENT
     assert drive.outcomes[1].error == "http://host was not reached; the run's 5 s are over"
     assert [str(error) for error in drive.plan.errors] == [str(unreached), "the run's 5 s are over"]
+
+
+def test_a_check_that_fails_for_a_task_that_was_stopped_already_is_no_error() -> None:
+    server, ids = chain()
+    drive = Drive([64], server=server, streaming=True, policy=RetryPolicy(attempts=1))
+    while not drive.outcomes:
+        drive.step()
+    drive.plan.add_tasks(2, [ids[-1]], drive.now)
+    drive.plan.close_input(drive.now)
+    drive.fault = lambda _: HttpError("HTTP 500", 500)
+    drive.run()
+    assert drive.results() == {SENT}
+    assert drive.plan.errors == []
+
+
+@pytest.mark.parametrize("fatal", [False, True])
+def test_what_ended_a_run_comes_first_unless_it_was_just_the_time(*, fatal: bool) -> None:
+    drive = Drive([1, 2], chunk=1, slots=2, timeout=5)
+    busy, denied = HttpError("HTTP 503", 503), HttpError("HTTP 404", 404)
+    drive.fault = lambda request: denied if fatal and request.ids == [2] else busy
+    drive.run()
+    names = [type(error).__name__ for error in drive.plan.errors]
+    assert str(drive.plan.errors[0]) == ("HTTP 404" if fatal else "HTTP 503")
+    assert names == ["HttpError", "HttpError" if fatal else "DeadlineError"]
+
+
+def test_at_the_deadline_stopped_tasks_tell_why_nobody_knows_whether_they_ended() -> None:
+    drive = Drive([1], timeout=5, wait_stopped=100)
+    drive.fault = lambda request: (
+        HttpError("HTTP 500", 500) if request.kind is JobKind.POLL_STOPPED else None
+    )
+    drive.run()
+    assert drive.outcomes[1].error == "HTTP 500; the run's 5 s are over"
+    assert drive.outcomes[1].result is StopResult.STILL_RUNNING
 
 
 def test_a_refused_stop_that_nothing_explains_is_unavailable() -> None:
