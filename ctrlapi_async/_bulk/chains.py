@@ -194,6 +194,8 @@ class ChainTable:
 
     def note(self, chain: Chain, current: Row) -> None:
         """Note the latest row of a chain that is dealt with elsewhere."""
+        if current.task_id < chain.current.task_id and not _liveness(current)[0]:
+            return  # a reply without the newest task's row
         chain.current = current
         if chain.verdict is None:
             self._news |= {chain.initial_id, chain.target}

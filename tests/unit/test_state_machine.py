@@ -7,7 +7,8 @@ import random
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hypothesis import HealthCheck, event, settings
+import pytest
+from hypothesis import HealthCheck, currently_in_test_context, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -535,9 +536,9 @@ class Machine(RuleBasedStateMachine):
         self.all_is_accounted_for()
         self.oracle.check_end(self.plan.counts, self.plan.errors, other=self.blamed)
         self.oracle.check_truth(self.server.tasks, self.announced, sound=not self.faults)
-        event("cut short" if self.oracle.ended else "to the end")
-        for outcome in self.announced.values():
-            event(str(outcome.result))
+        for told in (self.oracle.ended, *{outcome.result for outcome in self.announced.values()}):
+            if currently_in_test_context():
+                event(str(told))
 
 
 def test_in_any_order_of_events_each_task_has_one_outcome_that_the_news_allow() -> None:
@@ -550,3 +551,42 @@ def test_in_any_order_of_events_each_task_has_one_outcome_that_the_news_allow() 
             suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
         ),
     )
+
+
+def few_chains(chance: random.Random, trouble: float) -> None:
+    """Let a run go on about up to three jobs of a project, which the server restarts often."""
+
+    def wanted() -> list[tuple[int, str | None]]:
+        numbers = [len(PROJECTS) * chance.randrange(3) for _ in range(chance.randint(1, 3))]
+        return [(n, chance.choice([RUNNING, RUNNING, RUNNING, "Scheduled"])) for n in numbers]
+
+    machine = Machine()
+    machine.begin(
+        RunOptions(
+            wait_pending=chance.choice([None, 20.0]),
+            wait_stopped=chance.choice([None, 2.0]),
+            collect=chance.random() < 0.5,
+        ),
+        RetryPolicy(attempts=ATTEMPTS, timeout=None),
+        chance,
+        sizes=(chance.choice([1, 1, 2, 3]), 200),
+        streaming=True,
+        listings=(),
+        denial="bad",
+        wanted=wanted(),
+    )
+    for _ in range(chance.randint(5, 40)):
+        if machine.plan.done:
+            break
+        if chance.random() < 0.2:
+            machine.add(wanted(), chance)
+        if chance.random() < 0.2:
+            machine.live_on(chance)
+        machine.go_on(chance, chance.randint(1, 3), trouble)
+    machine.teardown()
+
+
+@pytest.mark.parametrize("trouble", [0.0, 0.25])
+def test_checks_of_few_chains_that_meet_bring_each_task_one_outcome(trouble: float) -> None:
+    for seed in range(500):
+        few_chains(random.Random(seed), trouble)
