@@ -173,6 +173,11 @@ class Outcomes:
         self._overtaken.add(project_id)
         self.join(chain, task_id)
 
+    def include_target(self, project_id: int, chain: Chain) -> None:
+        """Let the current task of an open chain share its outcome if it waits to be checked."""
+        if self.unchecked(project_id, [chain.target]):
+            self.overtake(project_id, chain, chain.target)
+
     def asked(self, project_id: int, task_ids: list[int]) -> list[int]:
         """Return the tasks that were asked for, given the tasks that a request is about."""
         return self.chains(project_id).asked(task_ids)

@@ -210,6 +210,7 @@ class Placer:
                 for chain in news.values():
                     # Another task's check has said how this one goes on.
                     if (moved := table.retarget(chain, chain.current)) is not None:
+                        self._outcomes.include_target(project_id, moved)
                         visit = Visit(JobKind.CHECK, project_id, now)
                         self.place(visit, [moved.target], status_of(moved.current))
 

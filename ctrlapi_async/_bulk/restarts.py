@@ -81,11 +81,6 @@ class RestartFollower:
         chain = table.by_target(task_id)
         if chain is None:
             chain = self._join(table, initial_id, current, task_id)
-        elif visit.kind is JobKind.CHECK:
-            # Another task's chain has gone on with it: it has its place already.
-            table.note(chain, current)
-            self._outcomes.join(chain, task_id)
-            return None
         else:
             chain = table.retarget(chain, current)
         if chain is not None:
@@ -149,8 +144,7 @@ class RestartFollower:
             else:
                 moved = self._join(table, chain.initial_id, current, task_id)
             if moved is not None:
-                if self._outcomes.unchecked(project_id, [moved.target]):
-                    self._outcomes.overtake(project_id, moved, moved.target)
+                self._outcomes.include_target(project_id, moved)
                 seen_as = visit if current.task_id == task_id else visit.as_check()
                 self._placer.place(seen_as, [moved.target], status_of(current))
         return TaskCall(project_id, [task_id for task_id in task_ids if task_id not in outdated])

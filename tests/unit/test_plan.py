@@ -175,6 +175,28 @@ def test_what_another_check_says_of_a_pending_chain_counts_when_the_wait_is_over
     assert drive.results() == {SENT}
 
 
+def test_a_pending_chain_that_turns_out_to_be_another_one_shares_its_stop() -> None:
+    plan = StopPlan(RunOptions(wait_pending=0.1), RetryPolicy(), began=0.0, random=lambda: 0.5)
+    plan.set_chunk(1)
+    plan.add_tasks(2, [64, 1064, 2064], 0.0)
+    plan.close_input(0.0)
+    first, middle, newest = (plan.next_job(None, 0.0) for _ in range(3))
+    assert first is not None
+    assert middle is not None
+    assert newest is not None
+    plan.receive(first, [Rows([Row(64, "Stalled", 64), Row(1064, "Scheduled", 64)])], 0.0)
+    plan.receive(middle, [Rows([Row(1064, "Stalled", 64), Row(2064, "Running", 64)])], 0.0)
+    plan.receive(newest, [Rows([Row(2064, "Running", 1064)])], 0.0)  # now it names the task before
+    stop = plan.next_job(None, 0.0)
+    assert stop is not None
+    plan.wake(0.1)
+    assert plan.next_job(None, 0.1) is None
+    plan.receive(stop, [Rows([Row(2064, "Stop request was sent")])], 0.1)
+    assert plan.done
+    told = {n: (one.result, one.restarted_as) for n, one in plan.snapshot().items()}
+    assert told == {64: (SENT, 2064), 1064: (SENT, 2064), 2064: (SENT, None)}
+
+
 def test_a_lost_stop_is_told_though_another_check_says_how_the_task_ended() -> None:
     server, ids = chain()
     drive = Drive([64], chunk=1, server=server, streaming=True, slots=2)
