@@ -166,6 +166,8 @@ class ChainTable:
 
     def stopped(self, task_ids: list[int]) -> dict[int, Chain]:
         """Return those tasks to which a stop was sent in the name of a chain, and the chain."""
+        if not self._stopped:
+            return {}
         return {n: self._stopped[n] for n in task_ids if n in self._stopped}
 
     def split(self, task_ids: list[int]) -> tuple[list[int], list[Chain]]:

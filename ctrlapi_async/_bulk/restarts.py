@@ -52,7 +52,7 @@ class RestartFollower:
                     groups.setdefault((status, as_check), []).append(chain.target)
         return groups
 
-    def _chain_of(  # noqa: PLR0917
+    def _chain_of(  # noqa: PLR0917 - a part of the loop above
         self,
         visit: Visit,
         table: ChainTable,
