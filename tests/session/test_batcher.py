@@ -271,6 +271,7 @@ async def test_a_session_that_closes_answers_whoever_waits(
             call = asyncio.create_task(session.call(STATUS, {"project_id": 2, "task_ids": 1}))
             await turns(count)
             gone.cancel()
+        await turns(2)  # their own tasks' last ones
         assert all(each.done() for each in callers)
         errors = await answers(callers)
     assert gone.cancelled()
