@@ -329,10 +329,12 @@ class Oracle:
         stop, status, chain = about.stop, about.status, self.chain(about.task_id)
         fates = {one.stop for one in chain} if self.wait_stopped else {stop}
         unsent = stop in (Fate.NONE, Fate.REFUSED)
+        # Cut short, a run may not have got to a pending task that another one's check saw running.
+        left = excused and self.wait_pending and not set(PENDING).isdisjoint(about.statuses)
         may = {
             StopResult.STOP_SENT: Fate.ACCEPTED in fates,
             StopResult.STILL_RUNNING: self.wait_stopped and Fate.ACCEPTED in fates,
-            StopResult.NOT_RUNNING: status not in (None, RUNNING)
+            StopResult.NOT_RUNNING: (left or status not in (None, RUNNING))
             and stop in (Fate.NONE, Fate.LOST),
             StopResult.NOT_FOUND: unsent and (own.absent or about.absent),
             StopResult.UNAVAILABLE: any(one.stop is Fate.REFUSED for one in chain),
