@@ -150,7 +150,7 @@ class ChainTable:
         return self._open.get(target) or self._by_initial.get(initial_id)
 
     def with_news(self, task_ids: list[int]) -> list[tuple[int, Chain]]:
-        """Return those tasks whose chain may go on with another one, and the chain."""
+        """Return those tasks whose chain may have gone on with another task, with the chain."""
         known = self._news.intersection(task_ids) if self._news else ()
         found = ((n, self._open.get(n) or self._by_initial.get(n)) for n in sorted(known))
         return [(n, chain) for n, chain in found if chain is not None]

@@ -93,7 +93,7 @@ class Job:
     def causes(self) -> list[CtrlApiError]:
         """Why its tasks will have no answer if the run ends now, apart from that."""
         if self.kind in (JobKind.EXPLAIN, JobKind.POLL_PENDING):
-            return []  # they have one
+            return []  # its tasks have an answer
         return [error for error in (self.lost, self.fault) if error is not None]
 
     @property

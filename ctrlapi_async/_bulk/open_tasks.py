@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Final
 
 from ctrlapi_async._bulk.jobs import JobKind, JobState, listed_ids
 from ctrlapi_async._bulk.outcomes import OpenTasks
-from ctrlapi_async._errors import bounded, text_of
+from ctrlapi_async._errors import text_of
 from ctrlapi_async._models import ALL_ACTIVE, UNANSWERED, StopResult
+from ctrlapi_async._protocol.rows import joined
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from ctrlapi_async._bulk.outcomes import Outcomes
     from ctrlapi_async._bulk.schedule import Schedule
@@ -34,7 +35,7 @@ def unchecked_tasks(schedule: Schedule, outcomes: Outcomes) -> Iterator[OpenTask
         for project_id, task_ids in queue
     ]
     waiting += [
-        (call.project_id, listed_ids(call), _joined(map(text_of, job.causes)))
+        (call.project_id, listed_ids(call), joined(dict.fromkeys(map(text_of, job.causes))))
         for job in schedule.jobs
         if job.kind is JobKind.CHECK
         for call in job.calls
@@ -75,7 +76,7 @@ def open_tasks(schedule: Schedule) -> Iterator[OpenTasks]:
         if job.kind is JobKind.CHECK:
             continue
         result = _RESULT_OF_JOB[job.kind]
-        error: str | None = _joined(map(text_of, job.causes)) or None
+        error = joined(dict.fromkeys(map(text_of, job.causes)))
         if job.lost is not None:
             result = StopResult.UNCONFIRMED
         elif job.kind is JobKind.STOP and job.state is JobState.IN_FLIGHT:
@@ -93,15 +94,10 @@ def settle_open(schedule: Schedule, outcomes: Outcomes, why_ended: Callable[[int
         why_ended: Returns why nothing more is asked about a project's tasks.
     """
     for project_id, task_ids, result, error in list(unchecked_tasks(schedule, outcomes)):
-        why = _joined((error, why_ended(project_id)))
+        why = joined(dict.fromkeys((error, why_ended(project_id))))
         outcomes.settle_asked(project_id, task_ids, result, why)
     for project_id, task_ids, result, error in list(open_tasks(schedule)):
         # Nobody knows that a stopped task has ended.
         final = StopResult.STILL_RUNNING if result is StopResult.STOP_SENT else result
-        text = _joined((error, why_ended(project_id))) if final in UNANSWERED else None
-        outcomes.settle_known(project_id, task_ids, final, text)
-
-
-def _joined(texts: Iterable[str | None]) -> str:
-    """Return different texts as one; "" if there are none."""
-    return bounded("; ".join(dict.fromkeys(filter(None, texts))))
+        why = joined(dict.fromkeys((error, why_ended(project_id))))
+        outcomes.settle_known(project_id, task_ids, final, why if final in UNANSWERED else None)

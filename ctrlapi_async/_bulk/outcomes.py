@@ -206,7 +206,7 @@ class Outcomes:
         self.store.mark([task_id], known.of_restart(restarted_as))
 
     def settle_asked(
-        self, project_id: int, task_ids: list[int], result: StopResult, error: str
+        self, project_id: int, task_ids: list[int], result: StopResult, error: str | None
     ) -> list[int]:
         """Settle tasks that were not checked, and return those that stand for themselves.
 

@@ -65,7 +65,7 @@ class Process:
 
 
 class _LogHandler(logging.Handler):
-    """Writes the package's log to standard error, or only that requests keep failing."""
+    """Writes the package's log to standard error; without -v, one warning of failing requests."""
 
     def __init__(self, process: Process) -> None:
         super().__init__()
